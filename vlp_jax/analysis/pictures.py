@@ -1,0 +1,76 @@
+"""Pictures of what the model was shown, rebuilt and kept."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from vlp_jax import config as config_lib
+from vlp_jax.models.vision import patchify, unpatchify
+
+ROWS = ("clip", "visible", "rebuilt", "kept")
+GREY = 0.5
+
+
+def reconstruction(config: Any, video: np.ndarray, result: Any, captions: list[str]) -> Figure:
+    """Draws, for each clip, four rows of T frames: the clip, its visible patches, the rebuilt clip, the kept tokens.
+
+    The decoder predicts normalised patches; they are shown with each true patch's own mean and deviation, as MAE's
+    pictures are, and visible patches are pasted in. In the last row dropped patches are faded, and frames that the
+    text-guided selector drops are dimmed further.
+
+    Args:
+      config: the run's config.
+      video: uint8 `[B, F, H, W, 3]`.
+      result: what `recipe.reconstruct` returned, as NumPy arrays.
+      captions: B captions, the titles.
+    """
+    matplotlib.rcParams["font.size"] = 8
+    vision = config.model.vision
+    patch, tubelet = vision.patch_size, vision.tubelet
+    slots, count = config_lib.grid(config)
+    b = len(video)
+    patches = np.asarray(patchify(video, patch, tubelet)).astype(np.float32) / 255
+    flat = patches.reshape(b, slots * count, -1)
+
+    def shown(index, value):
+        out = np.full_like(flat, GREY)
+        for i in range(b):
+            rows = index[i].reshape(-1)
+            out[i, rows] = value[i].reshape(len(rows), -1)
+        return out
+
+    pick = lambda index: [flat[i][index[i].reshape(-1)] for i in range(b)]
+    visible = shown(result.mask.visible, pick(result.mask.visible))
+    true_hidden = np.stack(pick(result.mask.hidden))
+    mean, deviation = true_hidden.mean(-1, keepdims=True), np.sqrt(true_hidden.var(-1, keepdims=True, ddof=1) + 1e-6)
+    # The network saw pixels in -1..1; normalised patches are the same on either scale.
+    predicted = result.predicted.reshape(true_hidden.shape) * deviation + mean
+    rebuilt = visible.copy()
+    kept = 0.25 * flat + 0.75
+    for i in range(b):
+        rebuilt[i, result.mask.hidden[i].reshape(-1)] = predicted[i]
+        rows = result.kept[i].reshape(-1)
+        kept[i, rows] = flat[i, rows]
+        dropped = np.setdiff1d(np.arange(slots), result.frames[i])
+        kept[i].reshape(slots, count, -1)[dropped] *= 0.45
+
+    frames = [
+        np.asarray(unpatchify(x.reshape(patches.shape), patch, tubelet)).clip(0, 1)
+        for x in (flat, visible, rebuilt, kept)
+    ]
+    total = frames[0].shape[1]
+    figure = Figure(figsize=(1.1 * total + 0.9, b * 4.75), layout="constrained")
+    blocks = figure.subfigures(b, 1, squeeze=False)[:, 0]
+    for i, block in enumerate(blocks):
+        block.suptitle(captions[i] if len(captions[i]) < 60 else captions[i][:57] + "...")
+        axes = block.subplots(len(ROWS), total, squeeze=False)
+        for row, name in enumerate(ROWS):
+            axes[row, 0].set_ylabel(name)
+            for column in range(total):
+                axis = axes[row, column]
+                axis.imshow(frames[row][i, column], interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+    return figure

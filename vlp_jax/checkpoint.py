@@ -1,0 +1,453 @@
+"""Checkpoints that survive being killed at any moment and notice when a byte of them has changed.
+
+A checkpoint is a folder of the checkpoint directory::
+
+    000000500/            the step; 000000500.1 where step 500 was saved a second time
+      arrays/             the state's leaves by path, written by orbax (OCDBT); readable with orbax alone
+      manifest.json       metadata; shape and dtype of each leaf; size and digest of each file, and its own digest
+
+and comes into being in this order:
+
+1. orbax writes `unfinished-000000500/arrays` (itself into a temporary folder that it renames).
+2. Each file is hashed and forced to disk; `manifest.json`, which holds the hashes and a hash of its own content, is
+   written beside them and forced to disk too.
+3. The folder is renamed to `000000500`. This one atomic operation is the commit: before it the step does not exist,
+   after it the step is whole. Saving a step again commits `000000500.1` before the old folder goes, so that there is
+   no moment without it.
+4. Folders that are no longer kept are renamed to `discarded-...` first, then deleted, so that a reader never meets a
+   step with half its files gone.
+
+The next save removes `unfinished-` and `discarded-` folders that a killed process has left. Readers write nothing, so
+that a run may be evaluated while it trains. The directory must lie on a file system with atomic rename (local, NFS,
+Lustre); object stores such as gs:// have none.
+
+This is the only file that imports orbax.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from vlp_jax.types import UserError
+
+_MANIFEST = "manifest.json"
+_ARRAYS = "arrays"
+_STEP_FOLDER = re.compile(r"(\d{9,})(?:\.(\d+))?")
+_LEFTOVER = re.compile(r"(unfinished|discarded)-\d{9,}(\.\d+)?")
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Saves and restores the states of one run.
+
+    With several processes, each of them makes the same calls in the same order, and all see the same directory.
+
+    Args:
+      directory: made by the first save, parents included.
+      keep: newest checkpoints kept, at least 1.
+      asynchronous: `save` returns as soon as the arrays are copied to host memory, and a thread does the rest. An error
+        of that thread is raised by the next call of any method.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int, asynchronous: bool):
+        if "://" in os.fspath(directory):
+            raise UserError(
+                f"checkpoint directory {os.fspath(directory)!r}: expected a path of a file system with atomic rename "
+                "(local, NFS, Lustre), not an object store; mount it, or save locally and copy"
+            )
+        if keep < 1:
+            raise UserError(f"config.checkpoint.keep = {keep}: expected at least 1")
+        self._directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._asynchronous = asynchronous
+        self._background: threading.Thread | None = None
+        self._error: BaseException | None = None
+        logging.getLogger("absl").addFilter(_quiet_orbax)
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+
+    # -- Writing -------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Saves a state as `step`, replacing an earlier save of the same step, and drops the checkpoints beyond `keep`.
+
+        Args:
+          step: 0 or more.
+          state: pytree of jax or NumPy arrays, sharded in any way; random keys as raw uint32 (`jax.random.key_data`).
+            Leaves are stored by their path ("params/encoder/kernel"), without the Python classes around them.
+          metadata: anything JSON can hold; comes back from `restore` and `read_metadata`, with tuples as lists.
+
+        Raises:
+          UserError: the directory holds an intact later step, which this save would turn into another run's future.
+          TypeError: a leaf is no array, or `metadata` does not fit into JSON.
+        """
+        self.wait()
+        if step < 0:
+            raise ValueError(f"step = {step}: expected 0 or more")
+        arrays = _by_path(state)
+        leaves = {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
+        # Through JSON and back, so that what is hashed is exactly what a reader will parse.
+        body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
+        first = jax.process_index() == 0
+        later = {s: _problem(path) for s, path in self._folders().items() if s > step} if first else {}
+        intact = self._agree(max((s for s, problem in later.items() if problem is None), default=-1))
+        if intact >= 0:
+            raise UserError(
+                f"cannot save step {step}: {self._directory} already holds step {intact}, which a resumed run would "
+                "take for its newest; move the later checkpoints away, or use a new directory"
+            )
+        number = self._agree(1 + max((n for s, n, _ in self._listing() if s == step), default=-1))
+        unfinished = self._directory / f"unfinished-{_name(step, number)}"
+        if first:
+            self._prepare(unfinished, later)
+        # Orbax refuses arrays without elements; the manifest's leaves are enough to make them again.
+        stored = {name: x for name, x in arrays.items() if x.size}
+        self._orbax.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(stored))
+        self._background = threading.Thread(
+            target=self._finish, args=(unfinished, step, number, body), name=f"checkpoint-{step}"
+        )
+        self._background.start()
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Blocks until a background save is committed; raises its error where it failed."""
+        if self._background is None:
+            return
+        self._background.join()
+        self._background = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        # The commit is made by the first process alone; without this others could list the directory before it.
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("vlp_jax.checkpoint.committed")
+
+    def close(self) -> None:
+        """Waits for a background save and frees orbax's threads; may be called twice."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def _finish(self, unfinished: pathlib.Path, step: int, number: int, body: dict[str, Any]) -> None:
+        """Steps 2 to 4 of the module's docstring; runs in the background thread."""
+        try:
+            self._orbax.wait_until_finished()  # on every process: returns when all of them have written
+            if jax.process_index() != 0:
+                return
+            files = sorted(p for p in unfinished.rglob("*") if p.is_file())
+            sums = _in_threads(_sync_and_sum, files)
+            body["files"] = {p.relative_to(unfinished).as_posix(): s for p, s in zip(files, sums)}
+            manifest = unfinished / _MANIFEST
+            manifest.write_bytes(_render(body))
+            _sync(manifest)
+            for folder in [p for p in unfinished.rglob("*") if p.is_dir()] + [unfinished]:
+                _sync(folder)
+            unfinished.rename(self._directory / _name(step, number))
+            _sync(self._directory)
+            kept = sorted(self._folders())[-self._keep :]
+            for s, n, _ in self._listing():
+                if s not in kept or (s == step and n != number):
+                    self._discard(s, n)
+        except BaseException as error:
+            self._error = error
+
+    def _discard(self, step: int, number: int | None = None) -> None:
+        for s, n, path in self._listing():
+            if s == step and number in (None, n):
+                doomed = path.with_name(f"discarded-{path.name}")
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+
+    def _prepare(self, unfinished: pathlib.Path, corrupt: dict[int, str | None]) -> None:
+        """Makes the folder to write into; removes what a killed process left and later checkpoints that are corrupt."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in self._directory.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)
+        for s, problem in corrupt.items():
+            _log.warning("checkpoint step %d in %s is corrupt (%s): removed", s, self._directory, problem)
+            self._discard(s)
+        unfinished.mkdir()
+
+    def _agree(self, number: int) -> int:
+        """Returns the first process's number on every process: only one of them looks at the directory."""
+        if jax.process_count() == 1:
+            return number
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+    # -- Reading -------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """Returns the committed steps, ascending, after waiting for a save of this process; corrupt ones included."""
+        self.wait()
+        return sorted(self._folders())
+
+    def latest(self) -> int | None:
+        """Returns the newest committed step, or None; `restore` says whether it is intact."""
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+        """Reads a checkpoint, after comparing every file with the manifest.
+
+        Args:
+          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, of the saved structure; the arrays are
+            created with these shardings, whatever the mesh they were saved from (none: on the first device).
+          step: which one; None for the newest intact one. Corrupt newer ones are said in one warning each.
+
+        Returns:
+          `(step, state, metadata)`, the state in the classes of `abstract_state`.
+
+        Raises:
+          UserError: there is no checkpoint, or none is intact; the step asked for is absent or corrupt; leaves are
+            missing, unexpected, or of another shape or dtype than `abstract_state`'s.
+        """
+        self.wait()
+        if step is not None:
+            self._folder(step)  # refuses an absent step on every process alike
+        # The first process reads and hashes the files; the others take its word.
+        found, bad = self._newest_intact(step) if jax.process_index() == 0 else (-1, {})
+        found = self._agree(found)
+        if found < 0:
+            raise self._none_intact(step, bad)
+        for s, problem in sorted(bad.items(), reverse=True):
+            _log.warning(
+                "checkpoint step %d in %s is corrupt (%s): falling back to step %d", s, self._directory, problem, found
+            )
+        folder = self._folder(found)
+        body = _read_manifest(folder)
+        abstract = _by_path(abstract_state)
+        _check_structure(folder, body["leaves"], abstract)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = {name: here if x.sharding is None else x.sharding for name, x in abstract.items()}
+        wanted = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+            for name, x in abstract.items()
+            if x.size
+        }
+        arrays = self._orbax.restore(
+            folder / _ARRAYS,
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)),
+        )
+        for name, x in abstract.items():
+            if not x.size:
+                arrays[name] = jax.device_put(np.zeros(x.shape, x.dtype), places[name])
+        leaves = [arrays[name] for name in abstract]  # `_by_path` keeps the order of the leaves
+        return found, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), body["metadata"]
+
+    def read_metadata(self, step: int | None = None) -> dict[str, Any]:
+        """Returns the metadata of a step, or of the newest one whose manifest is intact; reads no array.
+
+        Raises:
+          UserError: there is no such step, or its manifest is missing or damaged.
+        """
+        self.wait()
+        bad = {}
+        for s in [step] if step is not None else sorted(self._folders(), reverse=True):
+            try:
+                return _read_manifest(self._folder(s))["metadata"]
+            except _Corrupt as error:
+                bad[s] = str(error)
+        raise self._none_intact(step, bad)
+
+    def _newest_intact(self, only: int | None) -> tuple[int, dict[int, str]]:
+        """Returns `(step or -1, problem by corrupt step)`; looks at the directory anew each time, because what
+        looks corrupt may be a step that a training process is just discarding in favour of a newer one."""
+        bad: dict[int, str] = {}
+        while True:
+            folders = self._folders()
+            left = [s for s in folders if s not in bad and only in (None, s)]
+            if not left:
+                return -1, {s: p for s, p in bad.items() if s in folders}
+            problem = _problem(folders[max(left)])
+            if problem is None:
+                return max(left), {s: p for s, p in bad.items() if s in folders}
+            bad[max(left)] = problem
+
+    def _none_intact(self, step: int | None, bad: dict[int, str]) -> UserError:
+        text = "; ".join(f"step {s}: {problem}" for s, problem in sorted(bad.items()))
+        if step is not None:
+            others = [s for s in sorted(self._folders()) if s != step]
+            return UserError(
+                f"checkpoint step {step} in {self._directory} is corrupt ({text or 'see the message of process 0'}); "
+                + (f"there is also step {_list(others)}" if others else "there is no other step")
+            )
+        if not self._folders():
+            return UserError(f"{self._directory} holds no checkpoint: expected folders such as {_name(500, 0)}")
+        return UserError(
+            f"every checkpoint in {self._directory} is corrupt: {text or 'see the message of process 0'}; restore the "
+            "files from a backup, or start again in a new directory"
+        )
+
+    def _folder(self, step: int) -> pathlib.Path:
+        folders = self._folders()
+        if step not in folders:
+            known = f"there is step {_list(sorted(folders))}" if folders else "it holds no checkpoint"
+            raise UserError(f"{self._directory} has no checkpoint of step {step}: {known}")
+        return folders[step]
+
+    def _folders(self) -> dict[int, pathlib.Path]:
+        """Step -> its folder; the last save where a step was saved again."""
+        return {s: path for s, _, path in self._listing()}
+
+    def _listing(self) -> list[tuple[int, int, pathlib.Path]]:
+        """`(step, number of the save, folder)` of everything committed, ascending."""
+        if not self._directory.is_dir():
+            return []
+        matches = ((_STEP_FOLDER.fullmatch(path.name), path) for path in self._directory.iterdir())
+        return sorted((int(m[1]), int(m[2] or 0), path) for m, path in matches if m and path.is_dir())
+
+
+def _name(step: int, number: int) -> str:
+    return f"{step:09d}" + (f".{number}" if number else "")
+
+
+def _list(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _quiet_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs some forty lines a save at INFO."""
+    return record.levelno >= logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+# --- State as arrays by path ------------------------------------------------------------------------------------------
+
+
+def _by_path(state: Any) -> dict[str, Any]:
+    """Leaf path, e.g. "opt_state/0/mu/kernel" -> leaf, in the order of the leaves."""
+    out: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                f"checkpoint leaf {name!r} is {leaf!r}: expected a jax or NumPy array; wrap it in jnp.asarray"
+            )
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"checkpoint leaf {name!r} is of dtype {leaf.dtype}: expected raw uint32; save jax.random.key_data(key)"
+            )
+        if name in out:
+            raise ValueError(
+                f"two checkpoint leaves have the path {name!r}: dict keys that hold '/' or differ in type only"
+            )
+        out[name] = leaf
+    return out
+
+
+def _check_structure(folder: pathlib.Path, saved: dict[str, list], abstract: dict[str, Any]) -> None:
+    """Raises UserError naming every kind of difference between the saved leaves and those asked for."""
+    asked = {name: [str(x.dtype), list(x.shape)] for name, x in abstract.items()}
+    differing = [
+        "{} is {}{} there, {}{} expected".format(name, *saved[name], *asked[name])
+        for name in sorted(saved.keys() & asked.keys())
+        if saved[name] != asked[name]
+    ]
+    complaints = {
+        "missing from the checkpoint": sorted(asked.keys() - saved.keys()),
+        "unexpected in the checkpoint": sorted(saved.keys() - asked.keys()),
+        "differing": differing,
+    }
+    if any(complaints.values()):
+        limit = 8  # enough to see the pattern; a wrong model differs in hundreds of leaves
+        parts = [
+            f"{len(names)} {what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
+            for what, names in complaints.items()
+            if names
+        ]
+        raise UserError(
+            f"checkpoint {folder} does not fit the state of this program: {'; '.join(parts)}. "
+            "Use the config and the version of the code that wrote it"
+        )
+
+
+# --- Manifest ---------------------------------------------------------------------------------------------------------
+
+
+class _Corrupt(Exception):
+    """Says which file of a checkpoint is damaged, and how."""
+
+
+def _render(body: dict[str, Any]) -> bytes:
+    """The manifest's bytes: the body and its own digest."""
+    digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return json.dumps({"blake2b": digest, "body": body}, indent=1, sort_keys=True).encode()
+
+
+def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the manifest's body; raises _Corrupt where it is missing or a byte of it has changed."""
+    try:
+        raw = (folder / _MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise _Corrupt(f"{_MANIFEST} is missing") from None
+    try:
+        body = json.loads(raw)["body"]
+        # Rendering again and comparing bytes also sees changes that leave the parsed content the same.
+        changed = _render(body) != raw
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Corrupt(f"{_MANIFEST} is damaged: {error}") from None
+    if changed:
+        raise _Corrupt(f"{_MANIFEST} has been changed: its digest does not match")
+    return body
+
+
+def _problem(folder: pathlib.Path) -> str | None:
+    """Reads every file of a checkpoint; returns what is wrong with it, or None."""
+
+    def check(item: tuple[str, list]) -> str | None:
+        name, (size, digest) = item
+        try:
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, {size} expected"
+            if _sum(folder / name) != digest:
+                return f"{name} has been changed: its digest does not match"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+        return None
+
+    try:
+        files = _read_manifest(folder)["files"]
+    except _Corrupt as error:
+        return str(error)
+    return next((p for p in _in_threads(check, files.items()) if p is not None), None)
+
+
+def _in_threads(function, items) -> list:
+    """Maps over files; hashing and fsync release the GIL."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return list(pool.map(function, items))
+
+
+def _sum(path: pathlib.Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync_and_sum(path: pathlib.Path) -> list:
+    _sync(path)
+    return [path.stat().st_size, _sum(path)]
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Forces a file, or a directory's entries, to disk: a rename must not become durable before what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""The ledger of bad clips: what did not decode, where it lies and why; and the limit past which a run stops."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from vlp_jax.input.pipeline import HostBatch
+from vlp_jax.types import UserError
+
+
+class Ledger:
+    """Counts good and bad examples, and writes each bad clip once to a JSON-lines file.
+
+    A line holds `clip_id`, `origin` (path or dataset), `error`, `index` (the first example that met it), and the
+    counts so far, `seen` and `bad`. A ledger opened on an existing file knows its clips, does not repeat them, and
+    goes on from the last counts written. Lines with counts alone are written each time `seen` has doubled, so that a
+    killed run forgets at most half of them.
+
+    The rule: `add` raises once `bad > max_bad_share * seen` and at least `min_examples` were seen, so that one bad
+    clip among the first few does not end a run; `finish` applies the limit whatever the number, for sets that are
+    smaller than that. Several processes count each their own examples.
+
+    Args:
+      path: the file, created with the first line; None keeps the ledger in memory.
+      max_bad_share: largest share of the examples seen that may be bad, [0, 1].
+      min_examples: examples seen before `add` may raise; by default enough for four bad ones at the limit and at
+        least 100, and 1 where no bad example is allowed.
+
+    Raises:
+      UserError: the existing file is not a ledger.
+    """
+
+    def __init__(self, path: str | pathlib.Path | None, max_bad_share: float, min_examples: int | None = None):
+        if min_examples is None:
+            min_examples = max(100, math.ceil(4 / max_bad_share)) if max_bad_share else 1
+        self._path = None if path is None else pathlib.Path(path)
+        self._max_bad_share = max_bad_share
+        self._min_examples = min_examples
+        self._clips: dict[str, dict[str, Any]] = {}
+        self.seen = 0  # examples, padding aside
+        self.bad = 0  # of them, those that did not decode
+        self._written = 0  # `seen` of the last line
+        if self._path is not None and self._path.exists():
+            self._resume(self._path)
+
+    def _resume(self, path: pathlib.Path) -> None:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            # The run was killed inside its last line; cut it off, or the next line would be glued to it.
+            with path.open("r+b") as f:
+                f.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self.seen, self.bad = int(entry["seen"]), int(entry["bad"])
+            except (ValueError, KeyError, TypeError) as e:
+                raise UserError(
+                    f"{path}, line {number}: {line[:80]!r} is not a line of a ledger; "
+                    "move the file away to start a new one"
+                ) from e
+            self._written = self.seen
+            if "clip_id" in entry:
+                self._clips[entry["clip_id"]] = entry
+
+    def add(self, host: HostBatch) -> None:
+        """Counts a batch; padding rows count as nothing.
+
+        Raises:
+          UserError: the share of bad examples is over the limit.
+        """
+        real = ~np.asarray(host.is_padding)
+        failed = real & ~np.asarray(host.batch.valid)
+        self.seen += int(real.sum())
+        self.bad += int(failed.sum())
+        for row in np.flatnonzero(failed):
+            if host.clip_ids[row] not in self._clips:
+                entry = {
+                    "clip_id": host.clip_ids[row],
+                    "origin": host.origins[row],
+                    "error": host.errors[row],
+                    "index": int(host.batch.index[row]),
+                }
+                self._clips[host.clip_ids[row]] = entry
+                self._append(entry)
+        if self._clips and self.seen >= 2 * self._written:
+            self._append({})
+        if self.seen >= self._min_examples:
+            self._check()
+
+    def finish(self) -> None:
+        """Writes the final counts, and applies the limit whatever the number of examples.
+
+        Raises:
+          UserError: the share of bad examples is over the limit.
+        """
+        if self._clips:
+            self._append({})
+        self._check()
+
+    def summary(self) -> str:
+        """One line: how many examples and clips were bad, and where they are listed."""
+        if not self.bad:
+            return f"bad clips: none in {self.seen} examples"
+        where = f", listed in {self._path}" if self._path else ""
+        share = f"{self.bad / self.seen:.2%}"
+        return f"bad clips: {len(self._clips)}, {self.bad} of {self.seen} examples ({share}){where}"
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._written = self.seen
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(entry | {"seen": self.seen, "bad": self.bad}, ensure_ascii=False) + "\n")
+
+    def _check(self) -> None:
+        if self.bad <= self._max_bad_share * self.seen:
+            return
+        examples = "; ".join(f"{c['clip_id']!r} ({c['origin']}): {c['error']}" for c in list(self._clips.values())[:3])
+        where = f"all are listed in {self._path}" if self._path else "no ledger file is kept"
+        raise UserError(
+            f"{self.bad} of {self.seen} examples ({self.bad / self.seen:.1%}, {len(self._clips)} clips) "
+            f"did not decode, over config.input.max_bad_share = {self._max_bad_share:g}: {examples}; {where}. "
+            "Repair or drop these clips, or raise config.input.max_bad_share"
+        )

@@ -1,0 +1,271 @@
+"""Records to host batches: order, decoding in threads and processes, tokens.
+
+The order is a pure function of (seed, step): example `g = step * batch_size + row` of the run's endless stream is
+record `order[g]`, a permutation per epoch, and its augmentation is drawn from `(seed, g)`. Resuming is starting at a
+step; no number of hosts, threads or worker processes changes a batch.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from vlp_jax.input import video
+from vlp_jax.input.sources import Record, Source
+from vlp_jax.input.tokenizer import Tokenizer
+from vlp_jax.types import Batch, UserError
+
+_PADDING = -1  # the record number of rows beyond the dataset's end
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class HostBatch:
+    """One host's rows of a batch, with what the device does not need.
+
+    Attributes:
+      batch: `vlp_jax.types.Batch` of NumPy arrays, B rows. A clip that failed stays in place: zero frames, its own
+        caption, valid=False.
+      clip_ids: B names, '' for padding.
+      captions: B texts, '' for padding.
+      origins: B places, the video's path, or the dataset's name where clips are stored in it.
+      errors: B reasons, '' where the clip is fine or the row is padding.
+      is_padding: bool `[B]`, rows beyond the dataset's end (evaluation only); they are no failures.
+      records: int32 `[B]`, record number in the source, -1 for padding.
+      cut: how many captions were longer than L.
+    """
+
+    batch: Batch
+    clip_ids: list[str]
+    captions: list[str]
+    origins: list[str]
+    errors: list[str]
+    is_padding: Any
+    records: Any
+    cut: int
+
+
+def train_batches(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[HostBatch, None, None]:
+    """Yields this process's rows of the batches of steps `[start_step, stop_step)`.
+
+    Process p of P gets rows `[p * B / P, (p + 1) * B / P)` of the global batch of `B = config.batch_size`.
+    `Batch.index` is the example's position in the endless stream. Decoding starts with the first batch asked for;
+    closing the generator, or dropping it, ends its threads and processes.
+
+    Raises:
+      UserError: B is not divisible by P, or the run has more than 2**31 - 1 examples, which `Batch.index` cannot count.
+    """
+    size = config.batch_size
+    local = _local_rows(size, process_count, "config.batch_size")
+    if stop_step * size > 2**31 - 1:
+        raise UserError(
+            f"{stop_step} steps of {size} examples exceed the 2**31 - 1 = {2**31 - 1} that example numbers can count; "
+            f"run at most {(2**31 - 1) // size} steps, or lower config.batch_size"
+        )
+    order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+
+    def rows(step: int) -> list[tuple[int, int]]:
+        first = step * size + process_index * local
+        return [(g, order[g]) for g in range(first, first + local)]
+
+    return _stream(
+        _Loader(config.input, source, tokenizer, rows, seed=config.seed), start_step, stop_step, config.input
+    )
+
+
+def evaluation_batches(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[HostBatch, None, None]:
+    """Yields each record exactly once, in order, with deterministic frames; `Batch.index` is the record's number.
+
+    The last global batch is padded with rows of valid=False and is_padding=True, whose index is beyond the dataset;
+    process p of P gets the rows `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+
+    Raises:
+      UserError: `batch_size` is not divisible by P.
+    """
+    local = _local_rows(batch_size, process_count, "config.evaluation.batch_size")
+    count = len(source)
+
+    def rows(step: int) -> list[tuple[int, int]]:
+        first = step * batch_size + process_index * local
+        return [(i, i if i < count else _PADDING) for i in range(first, first + local)]
+
+    loader = _Loader(config.input, source, tokenizer, rows, seed=None)
+    return _stream(loader, 0, math.ceil(count / batch_size), config.input)
+
+
+def probe(config: ml_collections.ConfigDict, source: Source) -> None:
+    """Decodes up to 8 evenly spaced records before the run starts, so that a wrong path or frame count shows at once.
+
+    Raises:
+      UserError: none of them decodes, or all have fewer than `config.input.frames` frames.
+    """
+    c = config.input
+    count = min(8, len(source))
+    first: tuple[Record, video.VideoError] | None = None
+    for i in range(count):
+        record = source[i * len(source) // count]
+        try:
+            video.decode(record.video, frames=c.frames, size=c.image_size, timeout_s=c.clip_timeout_s)
+            return
+        except video.VideoError as e:
+            # A clip that is only too short says more about the config than one that is broken.
+            if first is None or (isinstance(e, video.TooFewFrames) and not isinstance(first[1], video.TooFewFrames)):
+                first = record, e
+    assert first is not None
+    record, error = first
+    if isinstance(error, video.TooFewFrames):
+        raise UserError(
+            f"config.input.frames = {c.frames}, but clip {record.clip_id!r} has {error.count} frames, and none of "
+            f"{count} clips of {source.name} that were tried has enough; lower config.input.frames"
+        )
+    raise UserError(
+        f"none of {count} clips of {source.name} that were tried decodes; the first is {record.clip_id!r} "
+        f"({_origin(record, source)}): {error}; check config.input.path and config.input.video_root"
+    )
+
+
+def _local_rows(size: int, process_count: int, key: str) -> int:
+    if size % process_count:
+        raise UserError(f"{key} = {size} is not divisible by the {process_count} processes; choose a multiple of it")
+    return size // process_count
+
+
+def _origin(record: Record, source: Source) -> str:
+    return record.video if isinstance(record.video, str) else source.name
+
+
+def _hash31(text: str) -> int:
+    """A number in `[0, 2**31)` that is the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
+
+
+@dataclasses.dataclass
+class _Loader:
+    """Makes the batch of a step; runs in reading threads, of this or of worker processes.
+
+    Attributes:
+      rows: step -> `(index, record number or _PADDING)` of each row.
+      seed: None for evaluation.
+    """
+
+    config: ml_collections.ConfigDict
+    source: Source
+    tokenizer: Tokenizer
+    rows: Callable[[int], list[tuple[int, int]]]
+    seed: int | None
+
+    def __post_init__(self):
+        cached = self.seed is not None and self.config.cache_gib > 0
+        self._cache = video.FrameCache(self.config.cache_gib) if cached else None
+
+    def __call__(self, step: int) -> HostBatch:
+        c = self.config
+        rows = self.rows(step)
+        # Padding gets an empty caption, not an empty row: attention over no token at all would be 0 / 0.
+        records = [Record(b"", "", "") if number == _PADDING else self.source[number] for _, number in rows]
+        frames = np.zeros((len(rows), c.frames, c.image_size, c.image_size, 3), np.uint8)
+        errors = [""] * len(rows)
+        for i, ((index, number), record) in enumerate(zip(rows, records)):
+            if number == _PADDING:
+                continue
+            try:
+                frames[i] = self._decode(record, index, number)
+            except video.VideoError as e:
+                errors[i] = str(e)
+        captions = [r.caption for r in records]
+        clip_ids = [r.clip_id for r in records]
+        ids, mask, cut = self.tokenizer.encode(captions)
+        numbers = np.array([number for _, number in rows], np.int32)
+        is_padding = numbers == _PADDING
+        batch = Batch(
+            video=frames,
+            text_ids=ids,
+            text_mask=mask,
+            valid=np.array([not e for e in errors]) & ~is_padding,
+            index=np.array([index for index, _ in rows], np.int32),
+            positive_id=np.array([_hash31(x) for x in (captions if c.positives == "caption" else clip_ids)], np.int32),
+        )
+        origins = ["" if number == _PADDING else _origin(r, self.source) for (_, number), r in zip(rows, records)]
+        return HostBatch(batch, clip_ids, captions, origins, errors, is_padding, numbers, cut)
+
+    def _decode(self, record: Record, index: int, number: int) -> np.ndarray:
+        c = self.config
+        rng = None
+        if self.seed is not None:
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, index))))
+        return video.decode(
+            record.video,
+            frames=c.frames,
+            size=c.image_size,
+            rng=rng,
+            crop_scale=tuple(c.crop_scale),
+            flip=c.flip,
+            timeout_s=c.clip_timeout_s,
+            cache=self._cache,
+            key=number,
+        )
+
+
+def _stream(loader: _Loader, start: int, stop: int, c: ml_collections.ConfigDict) -> Generator[HostBatch, None, None]:
+    """Runs `loader` over the steps, ahead of the consumer."""
+    if stop <= start:
+        return
+    # Whole batches are the unit of work: nothing is copied together afterwards, and workers hand over one block each.
+    ahead = c.threads if c.workers else max(c.threads, c.prefetch)
+    dataset = grain.MapDataset.range(start, stop).map(loader)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=c.threads, prefetch_buffer_size=ahead))
+    if c.workers:
+        if not flags.FLAGS.is_parsed():  # Grain passes absl flags on to its workers
+            flags.FLAGS.mark_as_parsed()
+        # Below this size a shared-memory segment costs more than a copy.
+        settings = grain.experimental.DatasetOptions(min_shm_size=2**16)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, settings)
+        options = grain.MultiprocessingOptions(c.workers, per_worker_buffer_size=math.ceil(c.prefetch / c.workers))
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+    with contextlib.closing(iter(dataset)) as iterator:
+        for batch in iterator:
+            # From a worker, arrays arrive as a subclass that owns shared memory; a plain view keeps it alive.
+            yield jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.ndarray) else x, batch)
+
+
+def _start_worker(index: int, count: int) -> None:
+    del index, count
+    # Ctrl-C reaches the whole process group; the trainer finishes its step and saves, which needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()

@@ -1,0 +1,115 @@
+"""What the binaries share: one-message errors, and opening a finished or interrupted run."""
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app
+
+from vlp_jax import checkpoint, sharding
+from vlp_jax import config as config_lib
+from vlp_jax import state as state_lib
+from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.types import UserError
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+CHECKPOINTS = "checkpoints"
+
+
+def run_app(main: Callable[[list[str]], None]) -> None:
+    """Parses flags and runs `main`; a UserError becomes one message on standard error and exit status 2."""
+
+    def guarded(argv):
+        try:
+            main(argv)
+        except UserError as error:
+            fail(error)
+
+    app.run(guarded)
+
+
+def use_huge_pages() -> None:
+    """Restarts this process, once, with glibc told to ask for huge pages; call it before anything else in `cli`.
+
+    XLA's CPU backend takes its temporary memory anew from malloc at each step, and the page faults of 4 KiB pages cost
+    a third of a small model's step (benchmarks/RESULTS.md). glibc reads the setting only at the start of a process. A
+    GLIBC_TUNABLES of the user's own is left as it is; other C libraries ignore it.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def fail(error: UserError) -> None:
+    """Prints the one message and ends the process with status 2."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def check_config_flags(argv: list[str]) -> None:
+    """Checks `--config.a.b=value` names against the config file before absl does, for a message with a suggestion.
+
+    Raises:
+      UserError: an unknown key, or a config file that does not exist.
+    """
+    words = [word.lstrip("-") for word in argv if word.startswith("-")]
+    files = [word.partition("=")[2] for word in words if word.startswith("config=")]
+    files += [
+        after for before, after in itertools.pairwise(argv) if before.lstrip("-") == "config" and before[0] == "-"
+    ]
+    if not files:
+        return
+    path, _, argument = files[-1].partition(":")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={files[-1]}: there is no file {path!r}; the recipes' configs are in configs/")
+    spec = importlib.util.spec_from_file_location("chosen_config", path)
+    assert spec and spec.loader  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument) if argument else module.get_config()
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("config."):
+            config_lib.check_key(config, name.removeprefix("config."))
+
+
+@dataclasses.dataclass
+class Run:
+    """A run restored for evaluation or analysis: the recipe is `state.merge(setup, params)`."""
+
+    config: Any
+    tokenizer: Any
+    setup: state_lib.Setup
+    params: Any
+    step: int
+
+
+def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
+    """Restores the parameters that evaluation uses, on this machine's devices, from the run's own saved config.
+
+    Args:
+      step: checkpoint to restore; None for the newest intact one.
+
+    Raises:
+      UserError: the directory is no workdir of a run, or holds no such checkpoint.
+    """
+    if not (workdir / CONFIG_FILE).is_file():
+        raise UserError(f"--workdir={workdir}: holds no {CONFIG_FILE}, so no training run was started there")
+    config = config_lib.from_json((workdir / CONFIG_FILE).read_text())
+    tokenizer = tokenizer_lib.Tokenizer(workdir / TOKENIZER_FILE, config.input.max_text_tokens)
+    # The devices here need not be those of the run: everything is laid out along one data axis.
+    config_lib.update(config, {"mesh.replica": 1, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1})
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False)
+    metadata = checkpoints.read_metadata(step)
+    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
+    step, state, _ = checkpoints.restore(setup.abstract, step)
+    checkpoints.close()
+    return Run(config, tokenizer, setup, state.evaluated, step)

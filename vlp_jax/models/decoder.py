@@ -1,0 +1,55 @@
+"""The pixel decoder of masked video modelling: visible tokens and mask tokens in, pixels of the hidden patches out."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vlp_jax.models import layers
+from vlp_jax.models.vision import Block, sequences
+from vlp_jax.sharding import constrain_batch
+
+
+class PixelDecoder(nnx.Module):
+    """MAE's light decoder (He et al. 2021, section 3; VideoMAE's widths by default).
+
+    Args:
+      config: the whole config; `model.decoder` and the sizes of the encoder are read.
+    """
+
+    def __init__(self, config, *, dtype, rngs: nnx.Rngs):
+        d, v = config.model.decoder, config.model.vision
+        self.attention_mode, self.dtype = d.attention, dtype
+        self.remat, self.unroll = config.model.remat, config.model.unroll
+        self.embed = layers.dense(v.width, d.width, ("embed", None), dtype=dtype, rngs=rngs)
+        self.mask_token = nnx.Param(jax.random.normal(rngs.params(), (d.width,)) * 0.02)
+
+        def make(r):
+            return Block(d.width, d.heads, 4.0, kernel=config.model.attention_kernel, dtype=dtype, rngs=r)
+
+        self.blocks = layers.stack(make, d.layers, rngs)
+        self.norm = layers.norm(d.width, dtype=dtype, rngs=rngs)
+        self.out = layers.dense(d.width, v.tubelet * v.patch_size**2 * 3, ("embed", None), dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens_BxTxKxD, visible_BxTxK, hidden_BxThxM, slots: int, count: int):
+        """Predicts the hidden patches.
+
+        Args:
+          tokens_BxTxKxD: encoded tokens of the patches `visible_BxTxK`.
+          hidden_BxThxM: the patches to predict; `Th` equals `T` where attention stays inside a frame.
+          slots, count: T and N of the whole clip.
+
+        Returns:
+          float32 `[B, Th, M, P]`.
+        """
+        width = self.mask_token.shape[0]
+        table = layers.space_time_positions(slots, round(count**0.5), width).reshape(slots * count, width)
+        positions = jnp.asarray(table, self.dtype)
+        seen = self.embed(tokens_BxTxKxD) + positions[visible_BxTxK]
+        asked = self.mask_token[...].astype(self.dtype) + positions[hidden_BxThxM]
+        if self.attention_mode == "frame":
+            x = sequences(jnp.concatenate([seen, asked], axis=2), "frame")
+        else:
+            x = jnp.concatenate([sequences(seen, "joint"), sequences(asked, "joint")], axis=1)
+        x = layers.scan(self.blocks, lambda block, x: block(x), x, remat=self.remat, unroll=self.unroll)
+        asked = x[:, -hidden_BxThxM.shape[2] :] if self.attention_mode == "frame" else x[:, -asked[0, :, :, 0].size :]
+        return constrain_batch(self.out(self.norm(asked)).reshape(*hidden_BxThxM.shape, -1)).astype(jnp.float32)

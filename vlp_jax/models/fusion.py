@@ -1,0 +1,90 @@
+"""Fusion: text layers that also look at the video's kept tokens (ALBEF's and Singularity's one-way cross-attention).
+
+Keys and values are projected once for each clip and layer, then the frames that each (clip, text) pair needs are
+gathered: in training four texts look at one clip, and at evaluation a whole shortlist does.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vlp_jax.models import attention, layers
+from vlp_jax.sharding import constrain_batch
+
+
+class FusionBlock(nnx.Module):
+    """Self-attention over the words, cross-attention to the video, MLP; pre-norm."""
+
+    def __init__(self, width, video_width, heads, mlp_ratio, *, kernel: str, dtype, rngs: nnx.Rngs):
+        self.norm_self = layers.norm(width, dtype=dtype, rngs=rngs)
+        self.self_attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
+        self.norm_cross = layers.norm(width, dtype=dtype, rngs=rngs)
+        self.cross_attention = attention.CrossAttention(
+            width, video_width, heads, kernel=kernel, dtype=dtype, rngs=rngs
+        )
+        self.norm_mlp = layers.norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
+        x = x_PxLxD + self.self_attention(self.norm_self(x_PxLxD), text_bias)
+        x = x + self.cross_attention(self.norm_cross(x), kv_PxUx2xAxDh, video_bias)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Fusion(nnx.Module):
+    """A stack of `FusionBlock`s over (clip, text) pairs."""
+
+    def __init__(self, config, *, dtype, rngs: nnx.Rngs):
+        t, m = config.model.text, config.model
+        self.remat, self.unroll = m.remat, m.unroll
+
+        def make(r):
+            return FusionBlock(
+                t.width, m.vision.width, t.heads, t.mlp_ratio, kernel=m.attention_kernel, dtype=dtype, rngs=r
+            )
+
+        self.blocks = layers.stack(make, m.fusion.layers, rngs)
+        self.norm = layers.norm(t.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, text_PxLxD, text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt):
+        """Fuses P texts with the frames chosen for them.
+
+        Args:
+          text_PxLxD: text features.
+          video_BxTxSxD: tokens of B clips.
+          clip_P: int32, the clip that each text is paired with.
+          frames_PxKt: int32, the frames of that clip that are kept for this text.
+          log_gate_PxKt: float32, added to the attention logits of all tokens of a kept frame.
+
+        Returns:
+          Normalised fused features, `[P, L, D]`.
+        """
+        b, t, s, d = video_BxTxSxD.shape
+        p, kept = frames_PxKt.shape
+        rows = clip_P[:, None] * t + frames_PxKt
+        video_bias = jnp.repeat(log_gate_PxKt, s, axis=1)[:, None, None, :]
+        text_bias = attention.padding_bias(text_mask_PxL)
+        video = video_BxTxSxD.reshape(b * t, s, d)
+
+        def body(block, x):
+            kv = block.cross_attention.keys_values(video)
+            kv = jnp.take(kv, rows, axis=0, mode="clip").reshape(p, kept * s, *kv.shape[2:])
+            return block(x, text_bias, constrain_batch(kv), video_bias)
+
+        x = layers.scan(self.blocks, body, text_PxLxD, remat=self.remat, unroll=self.unroll)
+        return self.norm(constrain_batch(x))
+
+
+class MatchHead(nnx.Module):
+    """Logit that a clip and a text belong together, from the fused CLS: `[P, D] -> float32 [P, 2]` (no, yes)."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.out = layers.dense(width, 2, ("embed", None), dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, cls_PxD):
+        return self.out(cls_PxD.astype(jnp.float32))
+
+
+def gather_rows(x, index):
+    """Rows of the leading axis, e.g. the texts chosen as negatives; indices may repeat."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), x)

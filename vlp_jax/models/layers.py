@@ -1,0 +1,121 @@
+"""The small parts every tower is made of, and the scan over stacked layers."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Shape = int | tuple[int, ...]
+
+_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+    """An affine map over the trailing axes, Xavier-uniform as in MAE, with one logical axis name per kernel dimension.
+
+    A kernel of several outputs side by side (q, k and v) has the bounds that each would have alone.
+    """
+    inputs, outputs = (x if isinstance(x, tuple) else (x,) for x in (inputs, outputs))
+    # Stacked projections are marked by an unnamed leading output axis, e.g. (3, heads, head width).
+    stacked = len(outputs) == 3
+    fan_out = int(np.prod(outputs[1:] if stacked else outputs))
+    limit = float(np.sqrt(6 / (int(np.prod(inputs)) + fan_out)))
+
+    def kernel_init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return nnx.LinearGeneral(
+        inputs,
+        outputs,
+        axis=tuple(range(-len(inputs), 0)),
+        kernel_init=nnx.with_partitioning(kernel_init, axes),
+        bias_init=nnx.with_partitioning(nnx.initializers.zeros_init(), axes[len(inputs) :]),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with statistics in float32."""
+    return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class Mlp(nnx.Module):
+    """Two affine maps with an exact (erf) GELU between, `[..., D] -> [..., D]`."""
+
+    def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
+        hidden = int(width * ratio)
+        self.up = dense(width, hidden, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.down = dense(hidden, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds `count` layers as one module whose parameters have a leading `layers` axis."""
+    return nnx.split_rngs(splits=count)(
+        nnx.vmap(make, in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    )(rngs)
+
+
+def scan(stacked: nnx.Module, body: Callable, x, *, remat: str = "none", unroll: bool = False):
+    """Runs `x = body(layer, x)` over the layers of a module made by `stack`.
+
+    Args:
+      remat: `none` | `dots` | `full`: what the backward pass recomputes in each layer.
+      unroll: write the layers out one after another, which compiles slower and can run faster.
+    """
+    graph, params = nnx.split(stacked)
+    return scan_params(graph, params, body, x, remat=remat, unroll=unroll)
+
+
+def scan_params(graph, params, body, x, *, remat: str = "none", unroll: bool = False):
+    """As `scan`, over parameters that were split off before (a segment of a stack)."""
+
+    def step(x, layer):
+        return body(nnx.merge(graph, layer), x), None
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=unroll)
+    return jax.lax.scan(step, x, params, unroll=unroll or 1)[0]
+
+
+def split_layers(params, sizes: list[int]) -> list:
+    """Cuts stacked parameters into consecutive segments; the gradient of the cut is one concatenation."""
+    leaves, tree = jax.tree.flatten(params)
+    pieces = [jax.lax.split(leaf, sizes, axis=0) for leaf in leaves]
+    return [jax.tree.unflatten(tree, [piece[i] for piece in pieces]) for i in range(len(sizes))]
+
+
+def sincos(positions, width: int) -> np.ndarray:
+    """Fixed sine-cosine table (Transformer, section 3.5): positions `[n]` -> float32 `[n, width]`."""
+    frequencies = 1 / 10_000 ** (np.arange(width // 2) / (width / 2))
+    angles = np.asarray(positions, np.float64)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def space_time_positions(slots: int, side: int, width: int) -> np.ndarray:
+    """Fixed positions of the patches of a clip, float32 `[T, N, D]`: MAE's 2-D table plus one over time.
+
+    Raises:
+      ValueError: `width` is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, got {width}")
+    y, x = np.divmod(np.arange(side * side), side)
+    space = np.concatenate([sincos(y, width // 2), sincos(x, width // 2)], axis=1)
+    return space[None] + time_positions(slots, width)[:, None]
+
+
+def time_positions(slots: int, width: int) -> np.ndarray:
+    """Fixed temporal positions, float32 `[T, D]`; zero for the first slot, so that images and frames agree."""
+    table = sincos(np.arange(slots), width)
+    return table - table[:1]
+
+
+def compute_dtype(name: str):
+    """Maps the config's `compute_dtype` to the numpy scalar type."""
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]

@@ -1,0 +1,55 @@
+"""The text encoder: word embeddings and a stack of blocks; and the head that names masked words."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vlp_jax.models import attention, layers
+from vlp_jax.models.vision import Block
+from vlp_jax.sharding import constrain_batch
+
+
+class TextEncoder(nnx.Module):
+    """Embeds and encodes token ids; position 0 is the CLS.
+
+    Args:
+      config: the whole config; `model.text` and `input.max_text_tokens` are read.
+      vocab_size: V, from the tokenizer.
+    """
+
+    def __init__(self, config, vocab_size: int, *, dtype, rngs: nnx.Rngs):
+        t = config.model.text
+        self.remat, self.unroll, self.dtype = config.model.remat, config.model.unroll, dtype
+        normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
+        self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
+        self.position = nnx.Param(normal(config.input.max_text_tokens, t.width), out_sharding=(None, "embed"))
+        self.norm_embedding = layers.norm(t.width, dtype=dtype, rngs=rngs)
+
+        def make(r):
+            return Block(t.width, t.heads, t.mlp_ratio, kernel=config.model.attention_kernel, dtype=dtype, rngs=r)
+
+        self.blocks = layers.stack(make, t.layers, rngs)
+        self.norm = layers.norm(t.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids_BxL, mask_BxL):
+        """int32 ids and their mask -> normalised features `[B, L, D]`."""
+        x = self.embedding[...][ids_BxL] + self.position[...][: ids_BxL.shape[1]]
+        x = constrain_batch(self.norm_embedding(x.astype(self.dtype)))
+        bias = attention.padding_bias(mask_BxL)
+        x = layers.scan(self.blocks, lambda block, x: block(x, bias), x, remat=self.remat, unroll=self.unroll)
+        return self.norm(constrain_batch(x))
+
+
+class WordHead(nnx.Module):
+    """BERT's masked-language head: affine, GELU, norm, then the (tied) embedding matrix and a bias."""
+
+    def __init__(self, width: int, vocab_size: int, *, dtype, rngs: nnx.Rngs):
+        self.transform = layers.dense(width, width, ("embed", None), dtype=dtype, rngs=rngs)
+        self.norm = layers.norm(width, dtype=dtype, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros((vocab_size,)), out_sharding=("vocabulary",))
+
+    def __call__(self, x, embedding_VxD):
+        """`[..., D]` -> float32 logits `[..., V]`."""
+        x = self.norm(jax.nn.gelu(self.transform(x), approximate=False))
+        logits = jnp.einsum("...d,vd->...v", x, embedding_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits + self.bias[...]

@@ -1,0 +1,25 @@
+"""Masked language modelling (MLM)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def mlm(logits_BxLxV, ids_BxL, chosen_BxL):
+    """Cross-entropy of the true words at the chosen positions.
+
+    Args:
+      logits_BxLxV: float32.
+      ids_BxL: the true ids.
+      chosen_BxL: bool, positions that count (already without padding and invalid examples).
+
+    Returns:
+      `((loss sum, count), (correct sum, count))`.
+    """
+    true_logit = jnp.take_along_axis(logits_BxLxV, ids_BxL[..., None], axis=-1)[..., 0]
+    loss_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - true_logit
+    correct_BxL = jnp.argmax(logits_BxLxV, axis=-1) == ids_BxL
+    count = chosen_BxL.sum().astype(jnp.float32)
+    return (
+        (jnp.where(chosen_BxL, loss_BxL, 0.0).sum(), count),
+        ((correct_BxL & chosen_BxL).sum().astype(jnp.float32), count),
+    )

@@ -1,0 +1,24 @@
+"""Masked video modelling (MVM): the pixels of the hidden patches."""
+
+import jax.numpy as jnp
+
+
+def normalise_patches(patches_xP):
+    """Each patch to mean 0 and variance 1 over its pixels: t' = (t - mean) / sqrt(var + 1e-6) (MAE, section 4.1).
+
+    The variance is the unbiased one, as in MAE's code; float32 `[..., P]` in pixel values of [-1, 1].
+    """
+    mean = patches_xP.mean(-1, keepdims=True)
+    variance = patches_xP.var(-1, keepdims=True, ddof=1)
+    return (patches_xP - mean) / jnp.sqrt(variance + 1e-6)
+
+
+def mvm(predicted_BxTxMxP, target_BxTxMxP, valid_B):
+    """Mean squared error over each hidden patch, summed over the hidden patches of the valid clips (MAE's loss).
+
+    Returns:
+      `(sum, count)`; the count is the number of patches.
+    """
+    error_B = jnp.square(predicted_BxTxMxP - target_BxTxMxP).mean(-1).sum((1, 2))
+    patches = predicted_BxTxMxP.shape[1] * predicted_BxTxMxP.shape[2]
+    return jnp.where(valid_B, error_B, 0.0).sum(), valid_B.sum().astype(jnp.float32) * patches

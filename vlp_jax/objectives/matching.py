@@ -1,0 +1,40 @@
+"""Video-text matching (VTM): does this text belong to this clip?"""
+
+import jax
+import jax.numpy as jnp
+
+
+def hard_negatives(keys_B, logits_BxB, positives_BxB, valid_B):
+    """Draws one negative of each row from the softmax over its similarities, positives and invalid columns excluded.
+
+    Args:
+      keys_B: one random key per example.
+      logits_BxB: similarities over the temperature; no gradient flows through the choice.
+
+    Returns:
+      `(index_B, exists_B)`: the chosen columns, and whether the row has any negative at all.
+    """
+    allowed = ~positives_BxB & valid_B[None, :] & valid_B[:, None]
+    logits = jnp.where(allowed, jax.lax.stop_gradient(logits_BxB), -jnp.inf)
+    exists_B = allowed.any(-1)
+    # A row without a negative gets finite logits, so that its (unused) draw is defined.
+    logits = jnp.where(exists_B[:, None], logits, 0.0)
+    return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32), exists_B
+
+
+def vtm(logits_Px2, match_P, counted_P):
+    """Binary cross-entropy over pairs.
+
+    Args:
+      logits_Px2: float32, (no, yes).
+      match_P: bool, the truth.
+      counted_P: bool, pairs that take part.
+
+    Returns:
+      `((loss sum, count), (correct sum, count))`.
+    """
+    log_p = jax.nn.log_softmax(logits_Px2, axis=-1)
+    loss_P = -jnp.where(match_P, log_p[:, 1], log_p[:, 0])
+    correct_P = (logits_Px2[:, 1] > logits_Px2[:, 0]) == match_P
+    count = counted_P.sum().astype(jnp.float32)
+    return (jnp.where(counted_P, loss_P, 0.0).sum(), count), ((correct_P & counted_P).sum().astype(jnp.float32), count)

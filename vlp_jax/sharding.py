@@ -1,0 +1,134 @@
+"""The mesh, and what lies where on it; the only file that knows the names of mesh axes.
+
+Axes: `replica` (data parallel over slices), `data` (data parallel), `fsdp` (data parallel with sharded parameters),
+`tensor` (heads and hidden units sharded). Parameters carry logical axis names (`embed`, `mlp`, `heads`,
+`vocabulary`), which the config's rules map to mesh axes.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vlp_jax.types import UserError
+
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) -> Mesh:
+    """Builds the mesh from `config.mesh`; one axis may be -1.
+
+    Raises:
+      UserError: the axis sizes do not multiply to the number of devices, or the batch does not divide over them.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.mesh[axis] for axis in AXES]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh ({text}): expected sizes of 1 or more, at most one of them -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"config.mesh ({text}) does not fill the {len(devices)} devices: expected sizes whose product is that"
+        )
+    mesh = jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    micro = config.batch_size // config.accumulate_steps
+    if micro % ways:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} in {config.accumulate_steps} micro-batches of {micro} is not "
+            f"divisible by the {ways} devices of the mesh's data axes; expected a multiple of "
+            f"{ways * config.accumulate_steps}"
+        )
+    return mesh
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples on the leading axis, spread over all data-parallel axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps the leading axis spread over the data-parallel axes; does nothing outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(
+        x, PartitionSpec(BATCH_AXES, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
+    )
+
+
+def abstract_model(create: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Any]:
+    """Returns `(graphdef, params)` of the model that `create` builds, without building it."""
+    graphs = []
+
+    def build():
+        graph, params = nnx.split(create())
+        graphs.append(graph)
+        return params
+
+    # jax.eval_shape rather than nnx's: that one would resolve our logical axis names against the mesh.
+    with nnx.use_eager_sharding(False):
+        params = jax.eval_shape(build)
+    return graphs[0], params
+
+
+def parameter_shardings(params: Any, mesh: Mesh, rules: tuple[tuple[str, str], ...]) -> Any:
+    """Returns a NamedSharding for every parameter of an abstract state.
+
+    Raises:
+      UserError: a rule names an unknown mesh axis, or a dimension is not divisible by its mesh axis.
+    """
+    table = {logical: axis or None for logical, axis in rules}
+    unknown = {axis for axis in table.values() if axis and axis not in AXES}
+    if unknown:
+        raise UserError(f"config.mesh.rules name the mesh axes {sorted(unknown)}: expected some of {AXES}")
+
+    def place(path, variable):
+        names = variable.get_metadata().get("out_sharding") or (None,) * variable.ndim
+        axes = [table.get(name) if name else None for name in names]
+        for name, axis, size in zip(names, axes, variable.shape):
+            if axis and size % mesh.shape[axis]:
+                raise UserError(
+                    f"parameter {'.'.join(map(str, path))}: its {name!r} dimension of {size} is not divisible by the "
+                    f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+                )
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    flat = nnx.to_flat_state(params)
+    return jax.tree.unflatten(jax.tree.structure(params), [place(path, variable) for path, variable in flat])
+
+
+def create_sharded(create: Callable[[], nnx.Module], shardings: Any) -> Any:
+    """Builds the parameters directly in their places; no device ever holds what is not its own."""
+
+    def build():
+        with nnx.use_eager_sharding(False):
+            return nnx.split(create())[1]
+
+    return jax.jit(build, out_shardings=shardings)()
+
+
+def to_global(tree: Any, mesh: Mesh) -> Any:
+    """Makes global arrays, spread over the batch axes, from the host's own slice of a batch (NumPy arrays)."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Makes `mesh` the one that `constrain_batch` refers to."""
+    return jax.set_mesh(mesh)

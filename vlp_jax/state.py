@@ -1,0 +1,138 @@
+"""The training state, how it is laid out on the mesh, and the compiled step that moves it on."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+
+from vlp_jax import optimizer, sharding
+from vlp_jax.recipes import recipe
+from vlp_jax.types import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything that a checkpoint holds.
+
+    Attributes:
+      params: the model's parameters, float32.
+      opt_state: the optimiser's state, sharded as the parameters.
+      ema: moving average of the parameters, or None.
+    """
+
+    params: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that evaluation uses: the average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A model, its optimiser and where their arrays lie; nothing is allocated.
+
+    Attributes:
+      graph: the model without parameters; `nnx.merge(graph, params)` is the recipe.
+      abstract: TrainState of ShapeDtypeStructs with shardings, for `create` and for restoring.
+    """
+
+    config: Any
+    mesh: Any
+    graph: Any
+    transform: optax.GradientTransformation
+    abstract: TrainState
+    make_model: Callable[[], nnx.Module]
+
+    def create(self) -> TrainState:
+        """Builds the state, each array directly in its place on the mesh."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        params = sharding.create_sharded(self.make_model, shardings.params)
+        opt_state = jax.jit(self.transform.init, out_shardings=shardings.opt_state)(params)
+        ema = None if self.abstract.ema is None else jax.tree.map(jnp.copy, params)
+        return TrainState(params, opt_state, ema)
+
+
+def setup(config: ml_collections.ConfigDict, tokenizer: Any, mesh: jax.sharding.Mesh, steps: int) -> Setup:
+    """Shapes and shardings of a run's state.
+
+    Args:
+      tokenizer: gives `vocab_size`, `mask_id` and `first_word_id`.
+      steps: length of the run, for the learning-rate schedule.
+    """
+    make_model = lambda: recipe.build(config, tokenizer, nnx.Rngs(config.seed))
+    graph, params = sharding.abstract_model(make_model)
+    places = sharding.parameter_shardings(params, mesh, config.mesh.rules)
+    transform = optimizer.make(config, steps)
+    opt_state = jax.eval_shape(transform.init, params)
+    opt_places = optax.tree_map_params(
+        transform, lambda _, place: place, opt_state, places, transform_non_params=lambda _: sharding.replicated(mesh)
+    )
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    params = jax.tree.map(place, params, places)
+    abstract = TrainState(
+        params, jax.tree.map(place, opt_state, opt_places), params if config.optimizer.ema_decay else None
+    )
+    return Setup(config, mesh, graph, transform, abstract, make_model)
+
+
+def train_step(run: Setup) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict]]:
+    """Returns the compiled step `(state, batch, good) -> (state, metrics)`; the state's buffers are reused.
+
+    The metrics are `terms` and `measurements` as `(sum, count)`, `loss`, `grad_norm` and `finite`. Where loss or
+    gradients are not finite, or `good` (bool scalar, the `finite` of the step before) is False, the state comes back
+    unchanged and `finite` is False: however late the host looks, the last good state is still there to be saved.
+    """
+    config = run.config
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 is the parameters' own
+
+    def loss_of(params, batch):
+        out = nnx.merge(run.graph, params).loss(batch, key)
+        sums = {"terms": out.terms, "measurements": out.measurements}
+        return out.loss, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
+
+    def gradients(params, batch):
+        parts = config.accumulate_steps
+        if parts == 1:
+            return jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+        # Every parts-th row, so that a micro-batch lies on all devices as the batch does.
+        micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
+
+        def add(total, batch):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of, has_aux=True)(params, batch)), None
+
+        shapes = jax.eval_shape(jax.value_and_grad(loss_of, has_aux=True), params, jax.tree.map(lambda x: x[0], micro))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        ((loss, sums), grads), _ = jax.lax.scan(add, zeros, micro)
+        return (loss / parts, sums), jax.tree.map(lambda g: g / parts, grads)
+
+    def step(state, batch, good):
+        (loss, sums), grads = gradients(state.params, batch)
+        grad_norm = optax.global_norm(grads)
+        finite = good & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = run.transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = config.optimizer.ema_decay
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+        new = TrainState(params, opt_state, ema)
+        state = jax.tree.map(functools.partial(jnp.where, finite), new, state)
+        return state, {**sums, "loss": loss, "grad_norm": grad_norm, "finite": finite}
+
+    shardings = jax.tree.map(lambda x: x.sharding, run.abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def merge(run: Setup, params: Any) -> Any:
+    """The recipe with these parameters."""
+    return nnx.merge(run.graph, params)

@@ -1,0 +1,288 @@
+"""Pre-trains: `python -m vlp_jax.train --config configs/smaug.py:tiny --workdir DIR`.
+
+Any field of the config can be set on the command line, e.g. `--config.optimizer.learning_rate=3e-4`. Killing the
+process at any moment and running the same command again continues from the newest intact checkpoint.
+"""
+
+import json
+import math
+import pathlib
+import signal
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from vlp_jax import checkpoint, launch, optimizer, sharding
+from vlp_jax import config as config_lib
+from vlp_jax import state as state_lib
+from vlp_jax.evaluation import retrieval
+from vlp_jax.input import ledger as ledger_lib
+from vlp_jax.input import pipeline, sources
+from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.telemetry import progress as progress_lib
+from vlp_jax.telemetry import writers as writers_lib
+from vlp_jax.types import UserError
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Config file, with an argument after a colon: configs/smaug.py:tiny.")
+flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and the tokenizer.", required=True)
+flags.mark_flag_as_required("config")
+
+# Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
+MAY_CHANGE = (
+    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer input.workers "
+    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_bad_share model.attention_kernel "
+    "model.remat model.unroll"
+).split()
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
+    config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
+    train(config, workdir)
+
+
+def train(config: Any, workdir: pathlib.Path) -> None:
+    """Runs or continues one pre-training run.
+
+    Raises:
+      UserError: something in the config, the data or the workdir that the user can mend.
+    """
+    # -- Config, workdir, data -----------------------------------------------------------------------------------------
+    config_lib.validate(config)
+    jax.config.update("jax_default_matmul_precision", None if config.matmul_precision == "default" else "highest")
+    mesh = sharding.make_mesh(config)
+    main_process = jax.process_index() == 0
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
+
+    source = sources.open_source(config.input)
+    pipeline.probe(config, source)
+    total_steps = config_lib.total_steps(config, len(source))
+    prepare_workdir(config, workdir)
+    tokenizer = tokenizer_lib.Tokenizer(workdir / launch.TOKENIZER_FILE, config.input.max_text_tokens)
+
+    # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
+    run = state_lib.setup(config, tokenizer, mesh, total_steps)
+    checkpoints = checkpoint.Checkpointer(
+        workdir / launch.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
+    )
+    step, meters = 0, Meters()
+    if checkpoints.latest() is not None:
+        step, state, metadata = checkpoints.restore(run.abstract)
+        if metadata["total_steps"] != total_steps:
+            raise UserError(
+                f"the run in {workdir} was planned for {metadata['total_steps']} steps, this command gives "
+                f"{total_steps} ({len(source)} examples in {config.input.path}); continue with the same data and "
+                "length, or use a new --workdir"
+            )
+        meters = Meters(metadata["meters"])
+        say(f"continuing {workdir} from step {step} of {total_steps}")
+    else:
+        with sharding.use_mesh(mesh):
+            state = run.create()
+        say(progress_lib.parameter_overview(run.abstract.params))
+    say(
+        f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(source)} clips in "
+        f"{config.input.path}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+    )
+
+    # -- Loop ----------------------------------------------------------------------------------------------------------
+    writers = writers_lib.Writers(workdir, enabled=main_process)
+    writers.truncate_after(step)
+    ledger = ledger_lib.Ledger(workdir / "ledger.jsonl" if main_process else None, config.input.max_bad_share)
+    evaluator = make_evaluator(config, run, tokenizer) if config.evaluation.every_steps else None
+    train_step = state_lib.train_step(run)
+    learning_rate = optimizer.schedule(config, total_steps)
+    progress = progress_lib.Progress(total_steps, step, config.batch_size)
+    waiting = progress_lib.DataWait()
+    batches = pipeline.train_batches(
+        config,
+        source,
+        tokenizer,
+        start_step=step,
+        stop_step=total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def save(step):
+        checkpoints.save(
+            step, state, {"total_steps": total_steps, "meters": meters.pending, "config": config.to_dict()}
+        )
+
+    def report(done):
+        """Reads the metrics of a finished step; called after the next one is dispatched, so that devices never idle."""
+        if done is None:
+            return
+        step, metrics, item = done
+        metrics = jax.device_get(metrics)
+        if not metrics["finite"]:
+            save(step - 1)
+            checkpoints.wait()
+            raise not_finite(step, metrics, item, workdir)
+        meters.add(metrics)
+        if step % config.log_every == 0 or step == total_steps:
+            means = {**meters.means(), "learning_rate": float(learning_rate(step - 1))}
+            speed = progress.update(step, means, waiting.share())
+            writers.write(step, {**means, "examples": step * config.batch_size, "bad_clips": ledger.bad, **speed})
+
+    every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
+    stop = StopSignal()
+    try:
+        with sharding.use_mesh(mesh):
+            in_flight, good = None, np.asarray(True)
+            while step < total_steps and not stop.received:
+                with waiting:
+                    item = next(batches)
+                ledger.add(item)
+                # Once a step is not finite, `good` keeps every later one from moving the state.
+                state, metrics = train_step(state, sharding.to_global(item.batch, mesh), good)
+                step, good = step + 1, metrics["finite"]
+                report(in_flight)
+                in_flight = (step, metrics, item)
+                if every(config.evaluation.every_steps) or every(config.checkpoint.every_steps):
+                    report(in_flight)
+                    in_flight = None
+                    if evaluator and every(config.evaluation.every_steps):
+                        result = evaluator.run(state.evaluated)
+                        writers.write(step, retrieval.log_scalars(result, config.evaluation.validation_split))
+                    if every(config.checkpoint.every_steps):
+                        save(step)
+            report(in_flight)
+            if stop.received and step not in checkpoints.steps():
+                save(step)
+            checkpoints.wait()
+    finally:
+        writers.close()
+        progress.finish()
+        checkpoints.close()
+        stop.restore()
+
+    ledger.finish()
+    say(ledger.summary())
+    if step < total_steps:
+        say(f"{stop.received}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
+        if stop.received == "SIGINT":
+            sys.exit(130)
+    else:
+        say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
+
+
+def prepare_workdir(config: Any, workdir: pathlib.Path) -> None:
+    """Makes the workdir, or checks that it belongs to this config; stores the config and the tokenizer in it."""
+    if not workdir.parent.is_dir():
+        raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
+    workdir.mkdir(exist_ok=True)
+    config_file, tokenizer_file = workdir / launch.CONFIG_FILE, workdir / launch.TOKENIZER_FILE
+    given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
+    if given and not given.is_file():
+        raise UserError(
+            f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; make one with "
+            f"`python -m data.train_tokenizer --input {config.input.path} --output {config.input.tokenizer}`"
+        )
+    if not given and not tokenizer_file.is_file():
+        raise UserError(
+            "config.input.tokenizer is empty: expected a SentencePiece model; make one with "
+            f"`python -m data.train_tokenizer --input {config.input.path} --output tokenizer.model`"
+        )
+    if config_file.is_file():
+        saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
+        for key, value in asked.items():
+            if saved[key] != value and not key.startswith(tuple(MAY_CHANGE)):
+                raise UserError(
+                    f"--workdir={workdir} holds a run with config.{key} = {saved[key]!r}, this command says {value!r}; "
+                    "use a new --workdir for another run, or the saved value to continue this one"
+                )
+        if given and tokenizer_file.is_file() and given.read_bytes() != tokenizer_file.read_bytes():
+            raise UserError(
+                f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {tokenizer_file}"
+            )
+    if given and not tokenizer_file.is_file():
+        write_atomically(tokenizer_file, given.read_bytes())
+    write_atomically(config_file, config_lib.to_json(config).encode())
+
+
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file that is either whole or absent, whenever the process dies."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any) -> retrieval.Retrieval:
+    """Retrieval on the validation split, for use during training."""
+    source = sources.open_source(config.input, config.evaluation.validation_split)
+    return retrieval.Retrieval(run.graph, run.abstract.params, config, source, tokenizer, run.mesh)
+
+
+class Meters:
+    """Sums and counts since the last line of metrics; saved with the state, so that a resumed run logs the same means.
+
+    Args:
+      pending: name -> [sum, count], from a checkpoint.
+    """
+
+    def __init__(self, pending: dict[str, list[float]] | None = None):
+        self.pending = dict(pending or {})
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds one step's `(sum, count)` pairs, and its loss and gradient norm as pairs of count 1."""
+        pairs = {**metrics["terms"], **metrics["measurements"]}
+        pairs |= {name: (metrics[name], 1.0) for name in ("loss", "grad_norm")}
+        for name, (total, count) in pairs.items():
+            old = self.pending.get(name, [0.0, 0.0])
+            self.pending[name] = [old[0] + float(total), old[1] + float(count)]
+
+    def means(self) -> dict[str, float]:
+        """Means of what was added since the last call; a name without any count is left out."""
+        means = {name: total / count for name, (total, count) in self.pending.items() if count}
+        self.pending = {}
+        return means
+
+
+def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, workdir: pathlib.Path) -> UserError:
+    """The message for a step whose loss or gradient is nan or inf; lists the batch's clips in a file."""
+    bad = [f"{name} = {total}" for name, (total, _) in metrics["terms"].items() if not math.isfinite(total)]
+    what = ", ".join(bad) if bad else f"the gradient norm = {metrics['grad_norm']} (all terms are finite)"
+    path = workdir / f"not_finite_{step}.json"
+    path.write_text(json.dumps({"step": step, "terms": bad, "clip_ids": item.clip_ids}, indent=1))
+    return UserError(
+        f"step {step} is not finite: {what}; examples {', '.join(item.clip_ids[:4])}, ... (all in {path}). "
+        f"The state before it is saved as step {step - 1}; a lower config.optimizer.learning_rate or clip_norm may help"
+    )
+
+
+class StopSignal:
+    """Remembers SIGTERM or SIGINT until the step in progress is done; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received = ""
+        self._old = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._old[number])
+
+    def restore(self) -> None:
+        """Puts the earlier handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def cli() -> None:
+    """Entry point: a UserError becomes one message and exit status 2."""
+    launch.use_huge_pages()
+    try:
+        launch.check_config_flags(sys.argv)
+    except UserError as error:
+        launch.fail(error)
+    launch.run_app(main)
+
+
+if __name__ == "__main__":
+    cli()
