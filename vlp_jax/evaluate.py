@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(FLAGS.workdir) / "evaluation"
     out.mkdir(exist_ok=True)
     stem = f"{FLAGS.task}_{run.config.evaluation.split.replace('=', '-').replace('|', '+')}_{run.step}"
+    if FLAGS.task == "retrieval" and run.config.evaluation.rerank:
+        stem += f"_rerank{run.config.evaluation.rerank}"
     {"retrieval": run_retrieval, "reconstruction": run_reconstruction}[FLAGS.task](run, out / stem)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app
+from absl import app, flags, logging
 
 from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
@@ -27,6 +27,8 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     """Parses flags and runs `main`; a UserError becomes one message on standard error and exit status 2."""
 
     def guarded(argv):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries log every file they open
         try:
             main(argv)
         except UserError as error:

@@ -25,6 +25,7 @@ def _make_clip(
     muxer=None,
     seed=0,
     picture=None,
+    title="",
 ):
     """Encodes `count` frames, each shown for `durations` ms (default 40); returns the bytes, or writes `path`.
 
@@ -34,6 +35,8 @@ def _make_clip(
     texture = np.kron(rng.integers(40, 216, (height // 8, width // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     target = io.BytesIO() if path is None else str(path)
     with av.open(target, "w", format=container, options=muxer or {}) as out:
+        if title:
+            out.metadata["title"] = title
         stream = out.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if codec.startswith("libx264"):  # the others refuse a clock of milliseconds or do not need it

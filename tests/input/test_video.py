@@ -174,6 +174,13 @@ def test_path_and_bytes_give_the_same_pixels(make_clip, tmp_path):
     assert by_path.shape == (4, 32, 32, 3) and by_path.dtype == np.uint8
 
 
+def test_metadata_in_an_unknown_encoding_does_no_harm(make_clip):
+    data = make_clip(title="a title in ASCII")
+    damaged = data.replace(b"a title in ASCII", b"a title \xff\xfe\xe9 ASC")
+    assert damaged != data
+    np.testing.assert_array_equal(video.decode(damaged, frames=4, size=32), video.decode(data, frames=4, size=32))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the clips of GMDCSA-24 are not beside the checkout")
 def test_real_clips_equal_a_full_decode():
     for path in sorted(REAL.glob("*.mp4"))[:3]:

@@ -171,4 +171,5 @@ def table(result: dict[str, Any], title: str) -> str:
 def log_scalars(result: dict[str, Any], prefix: str) -> dict[str, float]:
     """The result as flat scalars for the metrics file."""
     directions: Sequence[str] = ("text_to_video", "video_to_text")
-    return {f"{prefix}/{d}/{name}": value for d in directions for name, value in result[d].items()}
+    # TensorBoard refuses the @ of R@1.
+    return {f"{prefix}/{d}/{name.replace('@', '')}": value for d in directions for name, value in result[d].items()}

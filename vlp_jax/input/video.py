@@ -22,6 +22,9 @@ av.logging.set_level(av.logging.PANIC)
 # Clips are data: one must not make libav open other files or addresses. See also `_video_stream`.
 _OPTIONS = {"protocol_whitelist": "file"}
 
+# Damaged metadata text is no reason to lose a clip; from version 19 on PyAV does not decode it strictly anyway.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 # Without the second flag swscale gives two neighbouring pixels of the *result* one colour, whatever the source holds.
 _INTERPOLATION = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
 
@@ -356,8 +359,7 @@ def _open(video: bytes | str):
     if not length:
         raise VideoError("empty: 0 bytes")
     source = video if isinstance(video, str) else io.BytesIO(video)
-    # Damaged metadata text is no reason to lose a clip.
-    return av.open(source, options=_OPTIONS, metadata_errors="replace")
+    return av.open(source, options=_OPTIONS, **_LENIENT)
 
 
 def _video_stream(container):
