@@ -1,12 +1,14 @@
 """Installs vlp_jax; extras pick the accelerator build of JAX and the developer tools."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 setup(
     name="vlp_jax",
     version="0.1.0",
-    description="Efficient video-language pre-training in JAX: SMAUG and its neighbours as short recipes on shared parts",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="Efficient video-language pre-training in JAX: SMAUG and its neighbours as short recipes",
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -22,7 +24,7 @@ setup(
         "sentencepiece>=0.2.1",
         "ml-collections>=1.1",
         "clu>=0.0.12",
-        "av>=14",
+        "av>=17",
         "tensorboardX>=2.6.5",
         "matplotlib>=3.9",
     ],
@@ -31,5 +33,6 @@ setup(
         "tpu": ["jax[tpu]"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
         "notebook": ["jupyterlab"],
+        "versus": ["torch", "transformers"],
     },
 )

@@ -331,6 +331,9 @@ def _by_path(state: Any) -> dict[str, Any]:
     """Leaf path, e.g. "opt_state/0/mu/kernel" -> leaf, in the order of the leaves."""
     out: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        # nnx.Variable holds its array as an attribute: without it the names are those of a plain dict of arrays.
+        if path[1:] and path[-1] == jax.tree_util.GetAttrKey("value"):
+            path = path[:-1]
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
             raise TypeError(

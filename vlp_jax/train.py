@@ -158,6 +158,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
                 save(step)
             checkpoints.wait()
     finally:
+        batches.close()
         writers.close()
         progress.finish()
         checkpoints.close()

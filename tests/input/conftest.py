@@ -39,7 +39,7 @@ def _make_clip(
             out.metadata["title"] = title
         stream = out.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if codec.startswith("libx264"):  # the others refuse a clock of milliseconds or do not need it
+        if codec == "libx264" and container != "avi":  # AVI would fill each millisecond with a frame
             stream.codec_context.time_base = Fraction(1, 1000)
         if gop:
             stream.gop_size = gop

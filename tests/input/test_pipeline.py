@@ -235,6 +235,16 @@ def test_a_killed_worker_is_an_error_and_leaves_no_process(config, source, token
     assert not multiprocessing.active_children()
 
 
+def test_workers_outlive_an_interrupt_so_that_the_trainer_can_finish_its_step(config, source, tokenizer):
+    expected = train(config, source, tokenizer, 0, 40)
+    config.input.workers = 1
+    batches = pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=40)
+    got = [next(batches)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    assert_same(got + list(batches), expected)
+
+
 def test_closing_early_ends_the_workers(config, source, tokenizer):
     config.input.workers = 1
     batches = pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=10_000)

@@ -62,7 +62,7 @@ def configure(**changes):
     return config_lib.update(config, {f"input.{k}": v for k, v in changes.items()}).input
 
 
-ROWS = [("a.mp4", "one, two", "x"), ("deep/b.mp4", "drei ä", "y"), ("c.mp4", 'say "go"', "z"), ("a.mp4", "again", "x")]
+ROWS = [("a.mp4", "one, two", "x"), ("deep/b.mp4", "drei ä", "y"), ("c.mp4", 'say "go"', "zz"), ("a.mp4", "again", "x")]
 
 
 # --- tfds -------------------------------------------------------------------------------------------------------------
@@ -147,8 +147,12 @@ def test_csv_root_and_columns_come_from_the_config(tmp_path):
 
 def test_csv_split_keeps_the_rows_with_one_of_the_values(tmp_path):
     path = write_csv(tmp_path / "clips.csv", ROWS)
-    source = sources.open_source(configure(kind="csv", path=path), "part=x|z")
+    source = sources.open_source(configure(kind="csv", path=path), "part=x|zz")
     assert [source[i].caption for i in range(len(source))] == ["one, two", 'say "go"', "again"]
+    with pytest.raises(UserError, match="matches no row"):
+        sources.open_source(configure(kind="csv", path=path), "part=z")
+    with pytest.raises(UserError, match="matches no row"):
+        sources.open_source(configure(kind="csv", path=path), "part=xy")
 
 
 def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path):
@@ -161,7 +165,7 @@ def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path):
     [
         ({"video_column": "vidoe"}, "no column 'vidoe', only video, caption, part; did you mean 'video'.*video_column"),
         ({"caption_column": "text"}, "no column 'text', only video, caption, part.*config.input.caption_column"),
-        ({"split": "part=q"}, "matches no row: column 'part' holds x, y, z"),
+        ({"split": "part=q"}, "matches no row: column 'part' holds x, y, zz"),
         ({"split": "prat=x"}, "no column 'prat'.*did you mean 'part'"),
         ({"split": "train"}, "split 'train'.*expected 'all' or 'column=value|value'; columns: video, caption, part"),
         ({"path": "none.csv"}, "config.input.path = 'none.csv': no such file"),

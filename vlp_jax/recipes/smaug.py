@@ -60,9 +60,10 @@ class Smaug(nnx.Module):
         )
         m, w = config.model, config.loss
         self.vision = VideoEncoder(config, dtype=dtype, rngs=rngs)
-        self.text = TextEncoder(config, self.vocab_size, dtype=dtype, rngs=rngs)
         # Parts exist only where a loss term trains them.
         contrasts, fuses = bool(w.vtc or w.vtm), bool(w.vtm or w.mlm)
+        texts = contrasts or fuses
+        self.text: Any = TextEncoder(config, self.vocab_size, dtype=dtype, rngs=rngs) if texts else None
         project = lambda width: layers.dense(width, m.projection, ("embed", None), dtype=dtype, rngs=rngs)
         self.video_projection: Any = project(m.vision.width) if contrasts else None
         self.text_projection: Any = project(m.text.width) if contrasts else None
@@ -173,9 +174,9 @@ class Smaug(nnx.Module):
         keys_B = masking.example_keys(key, batch.index)
         mask = self._sample_mask(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 0), share=1.0)
         video = self.vision(batch.video, mask.visible)
-        words = self.text(batch.text_ids, batch.text_mask)
         own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
-        frames, _, scores = self._select(video, words[:, 0], own, None)
+        text_cls = None if self.selector is None else self.text(batch.text_ids, batch.text_mask)[:, 0]
+        frames, _, scores = self._select(video, text_cls, own, None)
         return Reconstruction(
             mask=mask, predicted=self._decode(video, mask), kept=video.kept, frames=frames, scores=scores
         )
@@ -213,6 +214,8 @@ class Smaug(nnx.Module):
 
     def _encode_texts(self, batch, hidden_ids):
         """Features of the whole and of the masked words; both versions of a text side by side, on one device."""
+        if self.text is None:
+            return None, None
         if not self.config.loss.mlm:
             return self.text(batch.text_ids, batch.text_mask), None
         if not (self.config.loss.vtc or self.config.loss.vtm):
