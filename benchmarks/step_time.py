@@ -71,7 +71,8 @@ class Step:
             self.batch = sharding.to_global(random_batch(self.config), mesh)
         self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         self.flops = flops.count(self.step, self.state, self.batch, np.asarray(True))
-        self.mesh, self.seconds = mesh, []
+        self.mesh = mesh
+        self.seconds: list[float] = []
 
     def run(self) -> None:
         """One step, to the end; its seconds are kept."""
@@ -117,9 +118,8 @@ def compare(size: str, batch_size: int, steps: int, changes: dict[str, Any]) -> 
             run.run()
     machine = statistics.median(peak)
     c = runs["SMAUG"].config
-    print(
-        f"\n{size}: {batch_size} clips x {c.input.frames} frames x {c.input.image_size} px, {c.input.max_text_tokens} words"
-    )
+    shape = f"{batch_size} clips x {c.input.frames} frames x {c.input.image_size} px, {c.input.max_text_tokens} words"
+    print(f"\n{size}: {shape}")
     print(f"{'':8}{'GFLOP':>10}{'s/step':>10}{'min':>8}{'max':>8}{'GFLOP/s':>10}{'of matmul':>11}")
     for name, run in runs.items():
         speed = run.flops.matmul / run.median
@@ -226,9 +226,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a config knob, as JSON")
     given = parser.parse_args()
     changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in given.set)}
-    print(
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {platform.machine()}, Python {platform.python_version()}"
-    )
+    where = f"{jax.devices()[0].device_kind}, {platform.machine()}, Python {platform.python_version()}"
+    print(f"jax {jax.__version__} on {where}")
     result = compare(given.size, given.batch or BATCH[given.size], given.steps, changes)
     if given.versus:
         result |= versus_transformers(2, given.steps)

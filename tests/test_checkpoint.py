@@ -294,6 +294,31 @@ def test_all_corrupt_is_an_error_that_lists_each(saver, tmp_path):
         assert part in str(error.value)
 
 
+def test_a_renamed_step_is_not_taken_for_another(saver, tmp_path):
+    one, state = saver(), make_state()
+    for step in (1, 2):
+        one.save(step, state, {"step": step})
+    step_folder(tmp_path, 1).rename(step_folder(tmp_path, 3))
+    assert one.restore(abstract(state))[::2] == (2, {"step": 2})
+    with pytest.raises(UserError, match="is that of step 1"):
+        one.restore(abstract(state), 3)
+
+
+def test_a_step_discarded_while_it_is_read_is_not_called_corrupt(saver, monkeypatch, caplog):
+    reader, writer, state = saver(), saver(keep=1), make_state()
+    writer.save(1, state, {})
+    problem = checkpoint._problem
+
+    def slow(folder):
+        if writer.latest() == 1:
+            writer.save(2, state, {})  # and drops step 1, which the reader has just begun to read
+        return problem(folder)
+
+    monkeypatch.setattr(checkpoint, "_problem", slow)
+    assert reader.restore(abstract(state))[0] == 2
+    assert not caplog.records
+
+
 def test_a_corrupt_newer_step_is_replaced_or_removed_by_the_run_that_fell_back(saver, tmp_path, caplog):
     one, state = saver(keep=2), make_state()
     for step in (10, 20, 30):
@@ -403,6 +428,7 @@ def test_an_error_at_any_point_surfaces_and_leaves_only_whole_steps(saver, tmp_p
             with pytest.raises(OSError, match="No space left"):
                 one.save(2, state, {"n": 2})
     survivor = 2 if point == "discard" else 1
+    assert saver().steps() == [survivor]
     assert saver().restore(abstract(state))[::2] == (survivor, {"n": survivor})
     one.save(3, state, {"n": 3})
     one.wait()

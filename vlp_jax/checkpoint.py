@@ -159,18 +159,11 @@ class Checkpointer:
             unfinished.rename(self._directory / _name(step, number))
             _sync(self._directory)
             kept = sorted(self._folders())[-self._keep :]
-            for s, n, _ in self._listing():
+            for s, n, path in self._listing():
                 if s not in kept or (s == step and n != number):
-                    self._discard(s, n)
+                    _discard(path)
         except BaseException as error:
             self._error = error
-
-    def _discard(self, step: int, number: int | None = None) -> None:
-        for s, n, path in self._listing():
-            if s == step and number in (None, n):
-                doomed = path.with_name(f"discarded-{path.name}")
-                path.rename(doomed)
-                shutil.rmtree(doomed)
 
     def _prepare(self, unfinished: pathlib.Path, corrupt: dict[int, str | None]) -> None:
         """Makes the folder to write into; removes what a killed process left and later checkpoints that are corrupt."""
@@ -178,9 +171,10 @@ class Checkpointer:
         for path in self._directory.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
-        for s, problem in corrupt.items():
-            _log.warning("checkpoint step %d in %s is corrupt (%s): removed", s, self._directory, problem)
-            self._discard(s)
+        for s, _, path in self._listing():
+            if s in corrupt:
+                _log.warning("checkpoint step %d in %s is corrupt (%s): removed", s, self._directory, corrupt[s])
+                _discard(path)
         unfinished.mkdir()
 
     def _agree(self, number: int) -> int:
@@ -233,11 +227,8 @@ class Checkpointer:
         _check_structure(folder, body["leaves"], abstract)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = {name: here if x.sharding is None else x.sharding for name, x in abstract.items()}
-        wanted = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
-            for name, x in abstract.items()
-            if x.size
-        }
+        full = {name: x for name, x in abstract.items() if x.size}
+        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in full.items()}
         arrays = self._orbax.restore(
             folder / _ARRAYS,
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)),
@@ -313,6 +304,12 @@ class Checkpointer:
 
 def _name(step: int, number: int) -> str:
     return f"{step:09d}" + (f".{number}" if number else "")
+
+
+def _discard(path: pathlib.Path) -> None:
+    doomed = path.with_name(f"discarded-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _list(steps: list[int]) -> str:
@@ -404,6 +401,8 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise _Corrupt(f"{_MANIFEST} is damaged: {error}") from None
     if changed:
         raise _Corrupt(f"{_MANIFEST} has been changed: its digest does not match")
+    if not re.fullmatch(rf"{body['step']:09d}(\.\d+)?", folder.name):
+        raise _Corrupt(f"{_MANIFEST} is that of step {body['step']}: the folder has been renamed or overwritten")
     return body
 
 

@@ -30,7 +30,7 @@ _FREE = frozenset(
 _REDUCTIONS = frozenset("argmax argmin cumsum cumprod cummax cummin cumlogsumexp psum pmax pmin psum_invariant".split())
 # Kernels that hide their arithmetic from the jaxpr; counting them as one operation would be wrong by orders.
 _OPAQUE = re.compile(r"pallas_call|dot_product_attention.*|.*custom_call.*|ffi_call|triton.*|mosaic.*|ragged_dot.*")
-# What jax itself adds to name stacks.
+# What jax itself adds to name stacks; the pattern of an einsum ("bsd,dhk->bhsk") is another.
 _NOT_A_SCOPE = frozenset(("checkpoint", "rematted_computation", ""))
 
 
@@ -131,7 +131,7 @@ def _times(eqn: core.JaxprEqn) -> int:
         return eqn.params["length"]
     if eqn.primitive.name == "shard_map":
         mesh = eqn.params["mesh"]
-        return math.prod(mesh.shape[axis] for axis in eqn.params["manual_axes"])
+        return math.prod(mesh.shape[axis] for axis in eqn.params["newly_manual_axes"])
     return 1
 
 
@@ -174,7 +174,7 @@ def _scope(eqn: core.JaxprEqn) -> str:
     text, before = str(eqn.source_info.name_stack), ""
     while text != before:
         text, before = re.sub(r"[\w.]+\(([^()]*)\)", r"\1", text), text
-    return "/".join(part for part in text.split("/") if part not in _NOT_A_SCOPE)
+    return "/".join(part for part in text.split("/") if part not in _NOT_A_SCOPE and "->" not in part)
 
 
 def _add_up(items: Any) -> dict[str, tuple[int, int]]:

@@ -156,7 +156,8 @@ def parameter_overview(params: Any) -> str:
     """
     groups: dict[str, list] = collections.defaultdict(list)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        groups[jax.tree_util.keystr(path[:2], simple=True, separator="/")].append(leaf)
+        name = jax.tree_util.keystr(path[:2], simple=True, separator="/")
+        groups[name.removesuffix("/value")].append(leaf)  # an nnx.Variable holds its array under that name
     leaves = [leaf for group in groups.values() for leaf in group]
     total = sum(leaf.size for leaf in leaves)
     rows = [

@@ -6,9 +6,12 @@ import os
 import pathlib
 import queue
 import threading
+import time
 from typing import Any, TextIO
 
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vlp_jax.types import UserError
 
@@ -97,7 +100,7 @@ class Writers:
 
     def _work(self) -> None:
         lines: TextIO | None = None
-        events: tensorboardX.SummaryWriter | None = None
+        events: _Events | None = None
         while True:
             item = self._queue.get()
             # After an error the queue is still emptied, so that nobody waits for ever on a full one.
@@ -113,14 +116,12 @@ class Writers:
                     if lines is None:
                         lines = self._path.open("a", encoding="utf-8")
                         if self._tensorboard:
-                            folder = str(self._workdir / TENSORBOARD_FOLDER)
-                            events = tensorboardX.SummaryWriter(folder, purge_step=self._purge_step, flush_secs=10)
+                            events = _Events(self._workdir / TENSORBOARD_FOLDER, self._purge_step)
                     step, values = item
                     lines.write(json.dumps({"step": step, **_to_json(values)}) + "\n")
                     lines.flush()
                     if events is not None:
-                        for name, value in values.items():
-                            events.add_scalar(name, value, step)
+                        events.add(step, values)
             except Exception as error:
                 self._error = error
             finally:
@@ -128,6 +129,33 @@ class Writers:
                     item.set()
             if item is None:
                 return
+
+
+class _Events:
+    """A TensorBoard event file. Not tensorboardX.SummaryWriter: its flush does not wait for its own queue, it loses the
+    errors of its own thread, and two of them made within a second overwrite each other's file."""
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+        self._flushed = time.monotonic()
+        if purge_step is not None:  # TensorBoard drops what earlier files say of this step and later ones
+            log = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(wall_time=time.time(), step=purge_step, session_log=log))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        now = time.time()
+        for name, value in values.items():
+            self._file.write_event(Event(wall_time=now, step=step, summary=summary.scalar(name, value)))
+        if time.monotonic() - self._flushed > 10:  # seconds; a flush includes an fsync
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:

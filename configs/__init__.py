@@ -1,0 +1,1 @@
+"""Configs of the recipes; each file offers `get_config(argument)`."""

@@ -1,0 +1,102 @@
+"""A miniature dataset and a model that compiles in seconds, for running the binaries as a user does."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from data import train_tokenizer
+from data.moving_shapes import builder
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+MICRO = {
+    "steps": 12,
+    "epochs": 0.0,
+    "batch_size": 8,
+    "log_every": 1,
+    "input.image_size": 16,
+    "input.frames": 2,
+    "input.cache_gib": 0.0,
+    "model.vision.width": 16,
+    "model.vision.layers": 2,
+    "model.vision.heads": 2,
+    "model.pruning.layers": (1,),
+    "model.selection.frames": 1,
+    "model.decoder.width": 8,
+    "model.text.width": 16,
+    "model.text.layers": 1,
+    "model.text.heads": 2,
+    "model.projection": 16,
+    "checkpoint.every_steps": 4,
+    "evaluation.batch_size": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Directory of a miniature moving_shapes with its tokenizer."""
+    out = tmp_path_factory.mktemp("shapes") / "moving_shapes"
+    builder.prepare(out, builder.Settings(train=24, validation=6, test=10, compositional=4), 1)
+    captions = train_tokenizer.read_captions(out, "caption", None)
+    (out / "tokenizer.model").write_bytes(train_tokenizer.train(captions))
+    return out
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Environment of the binaries: one compilation cache, so that a restarted process compiles nothing."""
+    cache = tmp_path_factory.mktemp("xla_cache")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+@pytest.fixture(scope="session")
+def command(shapes):
+    """Builds the argument list of the training binary for a workdir, with changes to the miniature config."""
+
+    def build(workdir, config="configs/smaug.py:tiny", **changes):
+        values = {**MICRO, "input.path": str(shapes), "input.tokenizer": str(shapes / "tokenizer.model"), **changes}
+        flags = [f"--config.{key}={value}" for key, value in values.items()]
+        return [sys.executable, "-m", "vlp_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run(environment):
+    """Runs a command from the repository's root to its end; returns the CompletedProcess with text output."""
+
+    def call(arguments, **more):
+        env = {**environment, **more}
+        return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def start(environment):
+    """Starts a command in the background, output to a pipe."""
+
+    def call(arguments):
+        return subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, command, run):
+    """Workdir of an uninterrupted run of 12 steps."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = run(command(workdir))
+    assert done.returncode == 0, done.stderr
+    return workdir
