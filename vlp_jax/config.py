@@ -37,7 +37,7 @@ def defaults() -> ml_collections.ConfigDict:
     i.kind = "tfds"  # tfds (ArrayRecord directory written by a builder) | csv (folder of videos and a CSV file)
     i.path = ""  # tfds: directory holding dataset_info.json; csv: the CSV file
     i.split = "train"  # tfds: a split's name; csv: all, or column=value|value to keep the rows with those values
-    i.video_root = ""  # csv: folder that the video column is relative to; empty: the CSV file's own folder
+    i.video_root = ""  # csv: folder that the video column is relative to; itself relative to the CSV file's folder
     i.video_column = "video"  # csv: column holding the video's path
     i.caption_column = "caption"  # csv: column holding the caption
     i.positives = "clip"  # clip | caption: which rows of a batch are positives of each other besides themselves

@@ -98,7 +98,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     evaluator = make_evaluator(config, run, tokenizer) if config.evaluation.every_steps else None
     train_step = state_lib.train_step(run)
     learning_rate = optimizer.schedule(config, total_steps)
-    progress = progress_lib.Progress(total_steps, step, config.batch_size)
+    progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=main_process)
     waiting = progress_lib.DataWait()
     batches = pipeline.train_batches(
         config,
@@ -111,6 +111,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     )
 
     def save(step):
+        writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again
         checkpoints.save(
             step, state, {"total_steps": total_steps, "meters": meters.pending, "config": config.to_dict()}
         )

@@ -137,7 +137,7 @@ class CsvSource:
     Args:
       path: the CSV file, UTF-8, with a header row.
       split: `all`, or `column=value|value` to keep the rows that have one of these values.
-      video_root: folder that the video column is relative to; empty for the CSV file's own.
+      video_root: folder that the video column is relative to; itself relative to the CSV file's own folder.
       video_column, caption_column: names of the columns.
     """
 
@@ -154,7 +154,7 @@ class CsvSource:
         if not file.is_file():
             raise UserError(f"config.input.path = {path!r}: no such file; expected a CSV file with a header row")
         self.name = f"{path}:{split}"
-        self._root = pathlib.Path(video_root) if video_root else file.parent
+        self._root = file.parent / video_root
         with file.open(newline="", encoding="utf-8-sig") as f:
             try:
                 reader = csv.DictReader(f)

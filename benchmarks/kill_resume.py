@@ -1,0 +1,110 @@
+"""Kills a training run at random moments and checks that nothing is lost: `python -m benchmarks.kill_resume`.
+
+An uninterrupted run is compared with one that gets SIGKILL again and again, at moments drawn uniformly over the
+process's life (start-up, steps, checkpoint writes: a checkpoint is written every second step here). Each restart must
+continue from the newest checkpoint that was committed, and every logged loss must equal the uninterrupted run's to the
+last bit. Ends with status 1 where one differs. Prints one JSON line last.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+from vlp_jax.telemetry.writers import read_metrics
+
+UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips"}
+SMALL = {
+    "epochs": 0.0,
+    "steps": 400,
+    "batch_size": 8,
+    "log_every": 1,
+    "input.image_size": 16,
+    "model.vision.width": 32,
+    "model.text.width": 32,
+    "model.text.layers": 1,
+    "model.decoder.width": 16,
+    "checkpoint.every_steps": 2,
+}
+
+
+def losses(workdir: pathlib.Path) -> list[dict]:
+    """The metrics of a run without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in UNSTABLE} for line in read_metrics(workdir)]
+
+
+def committed(workdir: pathlib.Path) -> int:
+    """The newest committed step, 0 where there is none."""
+    folder = workdir / "checkpoints"
+    names = [p.name.split(".")[0] for p in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="datasets/moving_shapes")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    changes = {**SMALL, "input.path": given.data, "input.tokenizer": f"{given.data}/tokenizer.model"}
+    rng = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as name:
+        root = pathlib.Path(name)
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(root / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+        def start(workdir):
+            flags = [f"--config.{key}={value}" for key, value in changes.items()]
+            command = [sys.executable, "-m", "vlp_jax.train", "--config=configs/smaug.py:tiny", f"--workdir={workdir}"]
+            return subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.PIPE, text=True)
+
+        begin = time.monotonic()
+        whole = start(root / "whole")
+        errors = whole.communicate()[1]
+        if whole.returncode:
+            sys.exit(f"the uninterrupted run failed:\n{errors}")
+        life = time.monotonic() - begin
+        print(f"uninterrupted: {changes['steps']} steps in {life:.1f} s")
+        workdir, lost, during_save = root / "killed", [], 0
+        for number in range(given.kills):
+            before = committed(workdir)
+            process = start(workdir)
+            time.sleep(rng.uniform(0, 0.6 * life))
+            finished = process.poll() is not None
+            process.kill()
+            process.communicate()
+            unfinished = list((workdir / "checkpoints").glob("unfinished-*")) if workdir.exists() else []
+            during_save += bool(unfinished)
+            logged = max((line["step"] for line in read_metrics(workdir)), default=0) if workdir.exists() else 0
+            lost.append(max(0, logged - committed(workdir)))
+            state = "finished before" if finished else "in a checkpoint write" if unfinished else "killed"
+            print(f"kill {number + 1:2}: {state}; steps {before} to {committed(workdir)}", flush=True)
+        last = start(workdir)
+        errors = last.communicate()[1]
+        if last.returncode:
+            sys.exit(f"the run could not be continued:\n{errors}")
+        expected, got = losses(root / "whole"), losses(workdir)
+        differing = [a["step"] for a, b in zip(expected, got) if a != b]
+        equal = len(expected) == len(got) and not differing
+    result = {
+        "benchmark": "kill_resume",
+        "kills": given.kills,
+        "during_save": during_save,
+        "steps_lost_max": max(lost),
+        "equal": equal,
+        "first_difference": differing[:1],
+    }
+    print(json.dumps(result))
+    sys.exit(not equal)
+
+
+if __name__ == "__main__":
+    main()

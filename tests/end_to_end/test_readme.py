@@ -1,0 +1,74 @@
+"""Every command of the README runs as written, on miniature data and sizes appended as further flags."""
+
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+PYTHON = [command for command in COMMANDS if command.startswith("python -m ")]
+
+
+def test_the_readme_shows_commands_of_known_kinds_only():
+    assert PYTHON and set(COMMANDS) == set(PYTHON) | {"make quickstart", "make test"}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder of videos with `clips.csv` and its tokenizer."""
+    from data import train_tokenizer
+    from data.moving_shapes import builder
+
+    folder = tmp_path_factory.mktemp("own") / "clips"
+    builder.prepare(folder, builder.Settings(train=12, validation=2, test=3, compositional=1, format="folder"), 1)
+    captions = train_tokenizer.read_captions(folder / "clips.csv", "caption", None)
+    (folder / "tokenizer.model").write_bytes(train_tokenizer.train(captions))
+    return folder
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_command(text, tmp_path, shapes, clips, finished, command, run):
+    words = [sys.executable, *shlex.split(text)[1:]]
+    module = words[2]
+    own = "own" in text
+    replaced = {"clips.csv": clips / "clips.csv", "tokenizer.model": clips / "tokenizer.model"}
+    replaced |= {"DATASET": shapes, "TOKENIZER": shapes / "tokenizer.model"}
+    for old, new in replaced.items():
+        words = [re.sub(rf"(^|=){re.escape(old)}$", lambda m, new=new: m[1] + str(new), word) for word in words]
+    more = {}
+    if module == "data.train_tokenizer":
+        words[words.index("--output") + 1] = str(tmp_path / "tokenizer.model")
+    elif module == "vlp_jax.train":
+        words[words.index("--workdir") + 1] = str(tmp_path / "run")
+        given = {word.partition("=")[0] for word in words}
+        small = [flag for flag in command("")[5:] if flag.startswith("--config.")]
+        small = [flag for flag in small if flag.partition("=")[0] not in given]
+        if own:  # the path and tokenizer are the user's
+            small = [flag for flag in small if not flag.startswith(("--config.input.path", "--config.input.tokenizer"))]
+        words += [*small, "--config.steps=2", "--config.compute_dtype=float32", "--config.model.vision.patch_size=8"]
+        more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if "mesh" in text else {}
+    elif module == "vlp_jax.evaluate":
+        workdir = shutil.copytree(finished, tmp_path / "run")
+        words[words.index("--workdir") + 1] = str(workdir)
+        if own:
+            words[words.index("all")] = "test"
+    elif module == "benchmarks.step_time":
+        words += ["--size", "tiny", "--steps", "1", "--batch", "4"]
+    else:
+        pytest.fail(f"no miniature is known for {module}")
+    done = run(words, **more)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_knows_every_target_that_the_readme_names():
+    for target in ("quickstart", "test", "gpu", "tpu"):
+        assert re.search(rf"`?make {target}", README)
+        shown = subprocess.run(["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
