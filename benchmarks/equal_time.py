@@ -1,9 +1,9 @@
-"""Zero-shot retrieval after equal wall time, SMAUG's settings against dense: `python -m benchmarks.equal_time`.
+"""Zero-shot retrieval after equal wall time, SMAUG against dense: `python -m benchmarks.equal_time`.
 
-Every variant trains `configs/smaug.py:tiny` on moving_shapes for the same seconds, in one process, one after the
-other, once for each seed. A variant's speed is measured first, input included, and its schedule is planned so that it ends
-when the time does; compilation is not counted. Prints R@1 of the unseen test clips, both directions averaged, and, last,
-one JSON line.
+Every variant trains `configs/smaug.py:tiny` on moving_shapes for the same seconds, in one process, one after the other,
+once for each seed. A variant's speed is measured first, input included, and its schedule is planned so that it ends
+when the time does; compilation is not counted. Prints R@1 of the unseen test clips, both directions averaged, and,
+last, one JSON line.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from vlp_jax.input import pipeline, sources
 from vlp_jax.input import tokenizer as tokenizer_lib
 
 WARM_UP, TIMED = 4, 12  # steps that measure a variant's speed
+PLANNED = 100  # length of the run whose first steps are measured; its schedule does not matter
 
 # Changes to `tiny`; "dense" is `tiny_dense`.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,26 +54,51 @@ class Run:
     """A variant's compiled step and evaluator; `train` starts from scratch each time."""
 
     def __init__(self, variant: str, data: str, seed: int, steps: int):
-        self.config = c = configure(variant, data, seed, steps)
+        self.config, self.steps = configure(variant, data, seed, steps), steps
+        c = self.config
         self.source = sources.open_source(c.input)
         self.tokenizer = tokenizer_lib.Tokenizer(c.input.tokenizer, c.input.max_text_tokens)
         self.mesh = sharding.make_mesh(c, jax.devices()[:1])
         self.setup = state_lib.setup(c, self.tokenizer, self.mesh, steps)
-        self.step = state_lib.train_step(self.setup)
+        self.step_at = state_lib.train_steps(self.setup, steps)
 
-    def train(self, steps: int, timed_from: int) -> tuple[Any, float]:
-        """Trains `steps` steps; returns the state and the seconds from step `timed_from` on."""
-        batches = pipeline.train_batches(self.config, self.source, self.tokenizer, start_step=0, stop_step=steps)
-        good, start = np.asarray(True), time.perf_counter()
+    def batches(self, steps: int):
+        """Global batches of the first `steps` steps."""
+        stream = pipeline.train_batches(self.config, self.source, self.tokenizer, start_step=0, stop_step=steps)
+        return (sharding.to_global(item.batch, self.mesh) for item in stream)
+
+    def warm_up(self) -> dict[bool, Any]:
+        """Compiles the masked and, where the run has them, the unmasked step on a throw-away state."""
+        switch = config_lib.masked_steps(self.config, self.steps)
+        functions = {masked: self.step_at(at) for masked, at in ((True, 0), (False, switch)) if at < self.steps}
+        batch = next(self.batches(1))
+        for function in functions.values():
+            jax.block_until_ready(function(self.setup.create(), batch, np.asarray(True)))
+        return functions
+
+    def steps_in(self, seconds: float) -> int:
+        """Steps that take `seconds`, input included, in the run's mix of masked and unmasked ones."""
         with sharding.use_mesh(self.mesh):
-            state = self.setup.create()
-            for number, item in enumerate(batches):
-                if number == timed_from:
-                    start = time.perf_counter()
-                state, metrics = self.step(state, sharding.to_global(item.batch, self.mesh), good)
+            cost = {}
+            for masked, function in self.warm_up().items():
+                state, start = self.setup.create(), time.perf_counter()
+                for number, batch in enumerate(self.batches(WARM_UP + TIMED)):
+                    if number == WARM_UP:
+                        start = time.perf_counter()
+                    state, metrics = function(state, batch, np.asarray(True))
+                    jax.block_until_ready(metrics)
+                cost[masked] = (time.perf_counter() - start) / TIMED
+        share = self.config.model.masking.unmasked_share
+        return max(1, round(seconds / ((1 - share) * cost[True] + share * cost.get(False, 0.0))))
+
+    def train(self) -> tuple[Any, float]:
+        """Trains to the end; returns the state and the seconds without compilation."""
+        with sharding.use_mesh(self.mesh):
+            self.warm_up()
+            state, start = self.setup.create(), time.perf_counter()
+            for number, batch in enumerate(self.batches(self.steps)):
+                state, metrics = self.step_at(number)(state, batch, np.asarray(True))
                 jax.block_until_ready(metrics)
-                if number < timed_from:
-                    start = time.perf_counter()
             if not metrics["finite"]:
                 raise RuntimeError(f"{self.config.name} diverged: {metrics['terms']}")
         return state, time.perf_counter() - start
@@ -104,11 +130,12 @@ def main() -> None:
     rows: dict[str, dict[str, list[float]]] = {name: {"R@1": [], "compositional": [], "steps": []} for name in names}
     for seed in range(given.seeds):
         for name in names:
-            _, seconds = Run(name, given.data, seed, WARM_UP + TIMED).train(WARM_UP + TIMED, WARM_UP)
-            steps = max(1, round(given.seconds / (seconds / TIMED)))
-            run = Run(name, given.data, seed, steps)
-            state, seconds = run.train(steps, 1)  # the first step compiles
             row = rows[name]
+            # Measured once: every seed of a variant trains the same steps.
+            planned = row["steps"] or [Run(name, given.data, seed, PLANNED).steps_in(given.seconds)]
+            steps = int(planned[0])
+            run = Run(name, given.data, seed, steps)
+            state, seconds = run.train()
             row["steps"].append(steps)
             row["R@1"].append(run.recall(state, "test"))
             row["compositional"].append(run.recall(state, "test_compositional"))

@@ -22,14 +22,14 @@ MOVING_SHAPES = {
     "input.crop_scale": (1.0, 1.0),
     "input.flip": False,
     "input.positives": "caption",
-    "input.max_text_tokens": 24,
+    "input.max_text_tokens": 18,
     "input.cache_gib": 2.0,
     "evaluation.batch_size": 64,
 }
 
 TINY = {
     **MOVING_SHAPES,
-    "epochs": 20.0,
+    "epochs": 13.5,
     "batch_size": 128,
     "input.image_size": 48,
     "model.vision.patch_size": 8,
@@ -37,17 +37,19 @@ TINY = {
     "model.vision.layers": 4,
     "model.vision.heads": 4,
     "model.masking.ratio": 0.6,
+    "model.masking.unmasked_share": 0.2,
     "model.pruning.layers": (2,),
     "model.decoder.width": 64,
     "model.decoder.layers": 1,
     "model.decoder.heads": 2,
     "model.decoder.share": 0.5,
     "model.text.width": 128,
-    "model.text.layers": 3,
+    "model.text.layers": 2,
     "model.text.heads": 4,
     "model.fusion.layers": 1,
     "model.projection": 128,
-    "optimizer.learning_rate": 1e-3,
+    "model.unroll": True,
+    "optimizer.learning_rate": 1.5e-3,
 }
 
 SMALL = {
@@ -59,6 +61,7 @@ SMALL = {
     "model.vision.width": 192,
     "model.vision.layers": 6,
     "model.vision.heads": 6,
+    "model.masking.unmasked_share": 0.2,
     "model.pruning.layers": (2, 4),
     "model.decoder.width": 96,
     "model.decoder.layers": 2,
@@ -95,6 +98,7 @@ LARGE = {
 DENSE = {
     "model.masking.kind": "none",
     "model.masking.ratio": 0.0,
+    "model.masking.unmasked_share": 0.0,
     "model.pruning.layers": (),
     "model.selection.frames": 0,
     "loss.mvm": 0.0,

@@ -5,7 +5,9 @@ its messages quote the offending value, what was expected, and the fix.
 """
 
 import difflib
+import fractions
 import json
+import math
 from typing import Any
 
 import ml_collections
@@ -71,6 +73,9 @@ def defaults() -> ml_collections.ConfigDict:
         "random"  # none | random (a mask per frame) | tube (one mask for all frames) | block | frame (whole frames)
     )
     k.ratio = 0.75  # share of the patches hidden from the encoder, [0, 1)
+    k.unmasked_share = (
+        0.0  # last share of the steps that train on whole clips, [0, 1): FLIP's unmasked tuning, without MVM
+    )
 
     m.pruning = p = ml_collections.ConfigDict()
     p.layers = (3, 6, 9)  # blocks, counted from 0, after whose attention tokens are dropped; () for none
@@ -152,14 +157,23 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def update(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Sets dotted keys in place, e.g. `{"model.vision.width": 128}`; an unknown key is refused with a suggestion."""
+    """Sets dotted keys in place, e.g. `{"model.vision.width": 128}`; an unknown key is refused with a suggestion.
+
+    Raises:
+      UserError: there is no such key, or the value has another type than the knob.
+    """
     for key, value in changes.items():
         check_key(config, key)
         *path, last = key.split(".")
         node = config
         for name in path:
             node = node[name]
-        node[last] = value
+        try:
+            node[last] = value
+        except (TypeError, ValueError) as e:
+            raise UserError(
+                f"config.{key} = {value!r}: expected {type(node[last]).__name__}, as in {node[last]!r}"
+            ) from e
     return config
 
 
@@ -222,6 +236,11 @@ def total_steps(config: ml_collections.ConfigDict, dataset_size: int) -> int:
     return max(1, round(examples / config.batch_size))
 
 
+def masked_steps(config: ml_collections.ConfigDict, steps: int) -> int:
+    """Steps of a run of `steps` that train on masked clips; the rest, at its end, sees whole ones."""
+    return steps - round(steps * config.model.masking.unmasked_share)
+
+
 def grid(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """Returns `(T, N)`: temporal slots of a clip (frames / tubelet) and patches of one of them."""
     side = config.input.image_size // config.model.vision.patch_size
@@ -229,8 +248,8 @@ def grid(config: ml_collections.ConfigDict) -> tuple[int, int]:
 
 
 def kept_after(count: int, rate: float) -> int:
-    """Tokens that survive one pruning: `ceil(rate * count)` (EViT), computed without floating-point surprises."""
-    return -(-count * round(rate * 10_000) // 10_000)
+    """Tokens that survive one pruning: `ceil(rate * count)` (EViT), of the rate as it is written in decimal."""
+    return math.ceil(fractions.Fraction(str(rate)) * count)
 
 
 def visible_patches(config: ml_collections.ConfigDict) -> tuple[int, int]:
@@ -265,6 +284,7 @@ _CHOICES = {
 # key -> (low, low allowed, high, high allowed, what it is)
 _RANGES = {
     "model.masking.ratio": (0, True, 1, False),
+    "model.masking.unmasked_share": (0, True, 1, False),
     "model.pruning.keep_rate": (0, False, 1, True),
     "model.decoder.share": (0, False, 1, True),
     "model.text.mask_ratio": (0, False, 1, False),
@@ -328,7 +348,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _validate_length(c):
     given = {k: c[k] for k in ("steps", "epochs", "examples") if c[k]}
-    if len(given) != 1 or min(given.values()) < 0:
+    if len(given) != 1 or not min(given.values()) > 0:
         got = ", ".join(f"config.{k}={v}" for k, v in given.items()) or "none of them"
         raise UserError(
             f"the run's length: expected exactly one positive value among config.steps, config.epochs and "
@@ -367,6 +387,12 @@ def _validate_model(c):
         width, heads = m[name].width, m[name].heads
         if width % heads:
             raise UserError(f"config.model.{name}.width = {width} is not divisible by its heads = {heads}")
+    for name in ("vision", "decoder"):
+        if m[name].width % 4:
+            raise UserError(
+                f"config.model.{name}.width = {m[name].width} is not divisible by 4, which its two-dimensional "
+                "sine-cosine positions need"
+            )
     layers = tuple(m.pruning.layers)
     if list(layers) != sorted(set(layers)) or any(not 0 <= x < m.vision.layers for x in layers):
         raise UserError(

@@ -20,6 +20,7 @@ from vlp_jax.types import UserError
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
+LOGICAL_AXES = ("embed", "mlp", "heads", "vocabulary", "layers")  # what modules name the dimensions of parameters
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) -> Mesh:
@@ -91,16 +92,27 @@ def parameter_shardings(params: Any, mesh: Mesh, rules: tuple[tuple[str, str], .
     """Returns a NamedSharding for every parameter of an abstract state.
 
     Raises:
-      UserError: a rule names an unknown mesh axis, or a dimension is not divisible by its mesh axis.
+      UserError: a rule names an unknown logical or mesh axis, two dimensions of one parameter fall on the same mesh
+        axis, or a dimension is not divisible by its mesh axis.
     """
     table = {logical: axis or None for logical, axis in rules}
     unknown = {axis for axis in table.values() if axis and axis not in AXES}
     if unknown:
         raise UserError(f"config.mesh.rules name the mesh axes {sorted(unknown)}: expected some of {AXES}")
 
+    unknown = set(table) - set(LOGICAL_AXES)
+    if unknown:
+        raise UserError(f"config.mesh.rules name the logical axes {sorted(unknown)}: expected some of {LOGICAL_AXES}")
+
     def place(path, variable):
         names = variable.get_metadata().get("out_sharding") or (None,) * variable.ndim
         axes = [table.get(name) if name else None for name in names]
+        used = [axis for axis in axes if axis]
+        if len(used) > len(set(used)):
+            raise UserError(
+                f"config.mesh.rules put two dimensions of parameter {'.'.join(map(str, path))}, named {names}, on one "
+                f"mesh axis ({', '.join(used)}): expected different axes for them; map one of them to ''"
+            )
         for name, axis, size in zip(names, axes, variable.shape):
             if axis and size % mesh.shape[axis]:
                 raise UserError(

@@ -11,6 +11,7 @@ import ml_collections
 import optax
 from flax import nnx
 
+from vlp_jax import config as config_lib
 from vlp_jax import optimizer, sharding
 from vlp_jax.recipes import recipe
 from vlp_jax.types import Batch
@@ -85,7 +86,14 @@ def setup(config: ml_collections.ConfigDict, tokenizer: Any, mesh: jax.sharding.
     return Setup(config, mesh, graph, transform, abstract, make_model)
 
 
-def train_step(run: Setup) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict]]:
+def train_steps(run: Setup, steps: int) -> Callable[[int], Callable]:
+    """Returns what gives the compiled step for step 0 .. steps - 1: masked ones, then unmasked ones if configured."""
+    masked, unmasked = train_step(run), train_step(run, masked=False)
+    switch = config_lib.masked_steps(run.config, steps)
+    return lambda step: masked if step < switch else unmasked
+
+
+def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict]]:
     """Returns the compiled step `(state, batch, good) -> (state, metrics)`; the state's buffers are reused.
 
     The metrics are `terms` and `measurements` as `(sum, count)`, `loss`, `grad_norm` and `finite`. Where loss or
@@ -96,7 +104,7 @@ def train_step(run: Setup) -> Callable[[TrainState, Batch, Any], tuple[TrainStat
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 is the parameters' own
 
     def loss_of(params, batch):
-        out = nnx.merge(run.graph, params).loss(batch, key)
+        out = nnx.merge(run.graph, params).loss(batch, key, masked)
         sums = {"terms": out.terms, "measurements": out.measurements}
         return out.loss, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
 

@@ -96,7 +96,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     writers.truncate_after(step)
     ledger = ledger_lib.Ledger(workdir / "ledger.jsonl" if main_process else None, config.input.max_bad_share)
     evaluator = make_evaluator(config, run, tokenizer) if config.evaluation.every_steps else None
-    train_step = state_lib.train_step(run)
+    step_at = state_lib.train_steps(run, total_steps)
     learning_rate = optimizer.schedule(config, total_steps)
     progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=main_process)
     waiting = progress_lib.DataWait()
@@ -142,7 +142,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
                     item = next(batches)
                 ledger.add(item)
                 # Once a step is not finite, `good` keeps every later one from moving the state.
-                state, metrics = train_step(state, sharding.to_global(item.batch, mesh), good)
+                state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
                 step, good = step + 1, metrics["finite"]
                 report(in_flight)
                 in_flight = (step, metrics, item)

@@ -20,7 +20,7 @@ RECIPES = {"smaug": "Smaug"}
 class Trainable(Protocol):
     """Every recipe."""
 
-    def loss(self, batch: Batch, key: jax.Array) -> Outputs: ...
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs: ...
 
 
 @runtime_checkable

@@ -81,15 +81,19 @@ class Smaug(nnx.Module):
 
     # -- Training ------------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, key: jax.Array) -> Outputs:
-        """The weighted sum of VTC, VTM, MLM and MVM on one batch; masks are drawn from (key, batch.index)."""
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs:
+        """The weighted sum of VTC, VTM, MLM and MVM on one batch; masks are drawn from (key, batch.index).
+
+        With `masked` False the video is seen whole and there is no MVM: unmasked tuning closes the gap between
+        training on visible patches and evaluating on whole clips (FLIP, arXiv 2212.00794, section 4.2; inferred here).
+        """
         weights = self.config.loss
         keys_B = masking.example_keys(key, batch.index)
         key_of = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
         terms, measured = {}, {}
 
         # Sample the visible patches; encode them, pruning inside.
-        mask = self._sample_mask(key_of(0))
+        mask = self._sample_mask(key_of(0)) if masked else None
         video = self.vision(batch.video, mask.visible if mask else None)
 
         # Encode the words, once whole and once masked.
@@ -137,7 +141,7 @@ class Smaug(nnx.Module):
             )
 
         # Decode the hidden patches.
-        if weights.mvm:
+        if weights.mvm and mask is not None:
             target = self._target(batch.video, mask.hidden)
             terms["mvm"] = masked_vision.mvm(self._decode(video, mask), target, batch.valid)
 

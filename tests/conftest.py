@@ -1,0 +1,88 @@
+"""A config small enough to compile in seconds, its tokenizer, random batches and modules: shared by all rooms."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vlp_jax import config as config_lib
+from vlp_jax.types import Batch
+
+TINY = {
+    "steps": 10,
+    "batch_size": 8,
+    "input.path": "somewhere",
+    "input.frames": 3,
+    "input.image_size": 24,
+    "input.max_text_tokens": 6,
+    "model.vision.patch_size": 8,
+    "model.vision.width": 16,
+    "model.vision.layers": 3,
+    "model.vision.heads": 2,
+    "model.vision.mlp_ratio": 2.0,
+    "model.masking.ratio": 0.5,
+    "model.pruning.layers": (1,),
+    "model.decoder.width": 16,
+    "model.decoder.layers": 1,
+    "model.decoder.heads": 2,
+    "model.text.width": 16,
+    "model.text.layers": 2,
+    "model.text.heads": 2,
+    "model.text.mlp_ratio": 2.0,
+    "model.fusion.layers": 1,
+    "model.projection": 16,
+}
+
+
+def pytest_configure(config):
+    # Compiling is nearly all of a tiny model's time, and three times shorter without XLA's optimisations.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Builds the tiny config, with changes given as `{"dotted.key": value}`; it is valid until changed."""
+    return lambda changes=None: config_lib.update(config_lib.defaults(), {**TINY, **(changes or {})})
+
+
+@pytest.fixture(scope="session")
+def fake_tokenizer():
+    """What a recipe reads of a tokenizer: 0 pads, 1 is unknown, 2 CLS, 3 SEP, 4 MASK, words from 5."""
+    return types.SimpleNamespace(mask_id=4, first_word_id=5, vocab_size=64)
+
+
+@pytest.fixture(scope="session")
+def random_batch():
+    """Builds a NumPy Batch of `size` examples for a config: noise for clips, texts of 1 to L - 2 words."""
+
+    def build(config, size=None, seed=0):
+        rng = np.random.default_rng(seed)
+        size = size or config.batch_size
+        i, length = config.input, config.input.max_text_tokens
+        words = rng.integers(1, length - 1, size)[:, None]
+        place = np.arange(length)[None]
+        ids = rng.integers(5, 64, (size, length))
+        ids = np.where(place == 0, 2, np.where(place == words + 1, 3, np.where(place <= words, ids, 0)))
+        return Batch(
+            video=rng.integers(0, 256, (size, i.frames, i.image_size, i.image_size, 3), np.uint8),
+            text_ids=ids.astype(np.int32),
+            text_mask=place <= words + 1,
+            valid=np.ones(size, bool),
+            index=np.arange(size, dtype=np.int32),
+            positive_id=np.arange(size, dtype=np.int32),
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build_module():
+    """Builds a module outside any mesh: `build_module(Block, 16, 2, ..., rngs=...)` without its `rngs`."""
+
+    def build(make, *args, seed=0, **kwargs):
+        with nnx.use_eager_sharding(False):
+            return make(*args, rngs=nnx.Rngs(seed), **kwargs)
+
+    return build

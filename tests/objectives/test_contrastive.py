@@ -1,0 +1,136 @@
+"""VTC against loops in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlp_jax.objectives import contrastive
+
+RNG = np.random.default_rng(0)
+B = 6
+LOGITS = (RNG.normal(size=(B, B)) * 3).astype(np.float32)
+IDS = np.array([0, 1, 2, 1, 4, 1], np.int32)
+VALID = np.array([True, True, False, True, True, False])
+
+
+def vtc(logits, ids, valid):
+    positives = contrastive.same_id(jnp.asarray(ids), jnp.asarray(valid))
+    total, count = contrastive.vtc(jnp.asarray(logits), positives, jnp.asarray(valid))
+    return float(total), float(count)
+
+
+def by_hand(logits, ids):
+    """1/2 CE(rows) + 1/2 CE(columns), the target spread evenly over the rows of the same id; all rows valid."""
+    logits = logits.astype(np.float64)
+    total = 0.0
+    for i in range(len(ids)):
+        same = [j for j in range(len(ids)) if ids[j] == ids[i]]
+        for line in (logits[i], logits[:, i]):
+            log_z = np.log(np.exp(line).sum())
+            total += 0.5 * sum(log_z - line[j] for j in same) / len(same)
+    return total
+
+
+def test_vtc_of_distinct_pairs_is_the_symmetric_cross_entropy():
+    total, count = vtc(LOGITS, np.arange(B), np.ones(B, bool))
+    np.testing.assert_allclose(total, by_hand(LOGITS, np.arange(B)), rtol=1e-5)
+    assert count == B
+
+
+def test_vtc_spreads_the_target_over_rows_of_the_same_id():
+    np.testing.assert_allclose(vtc(LOGITS, IDS, np.ones(B, bool))[0], by_hand(LOGITS, IDS), rtol=1e-5)
+
+
+def test_an_invalid_row_is_neither_anchor_nor_negative_nor_positive():
+    total, count = vtc(LOGITS, IDS, VALID)
+    rest = np.flatnonzero(VALID)
+    np.testing.assert_allclose(total, by_hand(LOGITS[np.ix_(rest, rest)], IDS[rest]), rtol=1e-5)
+    assert count == 4
+
+
+def test_vtc_gives_no_gradient_to_similarities_of_invalid_rows_and_the_true_one_elsewhere():
+    positives = contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID))
+    gradient = np.asarray(jax.grad(lambda s: contrastive.vtc(s, positives, jnp.asarray(VALID))[0])(LOGITS))
+    assert (gradient[~VALID] == 0).all()
+    assert (gradient[:, ~VALID] == 0).all()
+    expected = np.zeros((B, B))
+    rest = np.flatnonzero(VALID)
+    small, ids = LOGITS[np.ix_(rest, rest)].astype(np.float64), IDS[rest]
+    for i, j in np.ndindex(small.shape):
+        step = np.zeros_like(small)
+        step[i, j] = 1e-5
+        expected[rest[i], rest[j]] = (by_hand(small + step, ids) - by_hand(small - step, ids)) / 2e-5
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("valid_rows", [0, 1])
+def test_vtc_stays_finite_with_no_or_one_valid_row(valid_rows):
+    valid = np.arange(B) < valid_rows
+    total, count = vtc(LOGITS, np.arange(B), valid)
+    assert (total, count) == (0.0, valid_rows)
+    positives = contrastive.same_id(jnp.arange(B), jnp.asarray(valid))
+    gradient = jax.grad(lambda s: contrastive.vtc(s, positives, jnp.asarray(valid))[0])(LOGITS)
+    assert (np.asarray(gradient) == 0).all()
+
+
+def test_vtc_survives_similarities_at_the_lowest_temperature():
+    logits = np.sign(LOGITS) * 1000
+    total, _ = vtc(logits, np.arange(B), np.ones(B, bool))
+    assert np.isfinite(total)
+
+
+def test_similarities_are_cosines_over_the_temperature_with_videos_in_rows():
+    v, w = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))
+    expected = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.07 for b in w] for a in v])
+    got = contrastive.similarities(contrastive.unit(jnp.asarray(v)), contrastive.unit(jnp.asarray(w)), 0.07)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    assert got.dtype == jnp.float32
+
+
+def test_unit_of_bfloat16_is_float32_and_zero_has_a_finite_gradient():
+    assert contrastive.unit(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.float32
+    assert np.isfinite(jax.grad(lambda x: contrastive.unit(x).sum())(jnp.zeros((1, 3)))).all()
+
+
+def test_same_id_marks_pairs_of_valid_rows_of_one_id():
+    got = np.asarray(contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID)))
+    for i in range(B):
+        for j in range(B):
+            assert got[i, j] == (VALID[i] and VALID[j] and IDS[i] == IDS[j])
+
+
+def test_recall_at_1_counts_valid_videos_whose_best_valid_text_is_a_positive():
+    positives = contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID))
+    hits = 0
+    for i in np.flatnonzero(VALID):
+        best = max(np.flatnonzero(VALID), key=lambda j: LOGITS[i, j])
+        hits += IDS[best] == IDS[i]
+    total, count = contrastive.recall_at_1(jnp.asarray(LOGITS), positives, jnp.asarray(VALID))
+    assert (float(total), float(count)) == (hits, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "g", "passed"),
+    [
+        (0.1, 2.0, 2.0),  # inside: untouched
+        (0.1, -2.0, -2.0),
+        (0.001, 2.0, 0.0),  # at and below the lower bound, descent with g > 0 would lead further out
+        (0.0005, 2.0, 0.0),
+        (0.0005, -2.0, -2.0),
+        (0.5, -2.0, 0.0),
+        (0.7, -2.0, 0.0),
+        (0.7, 2.0, 2.0),
+    ],
+)
+def test_bounded_passes_at_a_bound_only_the_gradient_that_leads_back(x, g, passed):
+    value, pull = jax.vjp(lambda x: contrastive.bounded(x, 0.001, 0.5), jnp.float32(x))
+    np.testing.assert_allclose(value, np.clip(x, 0.001, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(pull(jnp.float32(g))[0], passed)
+
+
+def test_a_parameter_that_overshot_its_bound_finds_back():
+    x = jnp.float32(0.7)
+    for _ in range(50):
+        x = x - 0.1 * jax.grad(lambda x: (contrastive.bounded(x, 0.001, 0.5) - 0.3) ** 2)(x)
+    assert abs(float(x) - 0.3) < 0.05
