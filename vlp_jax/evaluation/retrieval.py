@@ -58,6 +58,11 @@ class Retrieval:
     def __init__(
         self, graph: Any, abstract_params: Any, config: Any, source: Any, tokenizer: Any, mesh: Any, *, rerank=0
     ):
+        if jax.process_count() > 1:
+            raise UserError(
+                f"retrieval runs in one process, this job has {jax.process_count()}: set evaluation.every_steps=0 "
+                "and evaluate the checkpoint on one host"
+            )
         model = nnx.merge(graph, abstract_params)
         recipe.require(model, recipe.DualEncoder, "retrieval")
         if rerank:
