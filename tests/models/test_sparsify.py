@@ -58,6 +58,13 @@ def test_prune_tokens_keeps_cls_and_best_in_order_and_fuses_the_rest(kept, fused
         assert np.asarray(index)[b, t].tolist() == [s - 1 for s in best]
 
 
+def test_the_fused_token_is_a_mean_however_little_the_cls_attends_to_the_dropped():
+    scores = SCORES.copy()
+    scores[..., 1:4] = 1e-9 * np.arange(1, 4)
+    tokens, _ = sparsify.prune_tokens(jnp.asarray(X), jnp.asarray(scores), 3, True, False)
+    np.testing.assert_allclose(tokens[:, :, -1], np.einsum("s,btsd->btd", [1 / 6, 2 / 6, 3 / 6], X[:, :, 1:4]), rtol=1e-4)
+
+
 def test_pruning_nothing_keeps_every_token():
     tokens, index = sparsify.prune_tokens(jnp.asarray(X), jnp.asarray(SCORES), S - 1, False, False)
     np.testing.assert_array_equal(tokens, X)

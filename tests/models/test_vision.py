@@ -27,7 +27,7 @@ def encoder(tiny_config, build_module):
         config = config_lib.freeze(tiny_config(dict(items)))
         dtype = layers.compute_dtype(config.compute_dtype)
         graph, params = nnx.split(build_module(vision.VideoEncoder, config, dtype=dtype))
-        # Scores of fresh weights are nearly even; larger ones make the choice of tokens clear-cut.
+        # Attention of fresh weights is nearly even; larger ones make the choice of tokens clear-cut.
         params = jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x, params)
         return params, jax.jit(lambda params, video, visible: nnx.merge(graph, params)(video, visible))
 

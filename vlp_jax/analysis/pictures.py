@@ -61,10 +61,12 @@ def reconstruction(config: Any, video: np.ndarray, result: Any, captions: list[s
         for x in (flat, visible, rebuilt, kept)
     ]
     total = frames[0].shape[1]
-    figure = Figure(figsize=(1.1 * total + 0.9, b * 4.75), layout="constrained")
-    blocks = figure.subfigures(b, 1, squeeze=False)[:, 0]
+    columns = min(b, 2)
+    rows = -(-b // columns)
+    figure = Figure(figsize=(columns * (1.1 * total + 0.9), rows * 4.75), layout="constrained")
+    blocks = figure.subfigures(rows, columns, squeeze=False).reshape(-1)[:b]
     for i, block in enumerate(blocks):
-        block.suptitle(captions[i] if len(captions[i]) < 60 else captions[i][:57] + "...")
+        block.suptitle(captions[i] if len(captions[i]) < 75 else captions[i][:72] + "...")
         axes = block.subplots(len(ROWS), total, squeeze=False)
         for row, name in enumerate(ROWS):
             axes[row, 0].set_ylabel(name)

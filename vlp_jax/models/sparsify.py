@@ -57,7 +57,7 @@ def prune_tokens(x_BxTxSxD, scores_BxTxS, kept: int, fused: bool, had_fused: boo
         weight = scores_BxTxS[..., 1:]
         alive = (index[..., None, :] == jnp.arange(weight.shape[-1])[:, None]).any(-1)
         weight = jnp.where(alive, 0.0, weight)
-        weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-6)
+        weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-30)  # 0 where nothing is dropped
         parts.append(jnp.einsum("bts,btsd->btd", weight.astype(x_BxTxSxD.dtype), x_BxTxSxD[..., 1:, :])[..., None, :])
     return jnp.concatenate(parts, axis=-2), index
 

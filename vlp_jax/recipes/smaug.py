@@ -35,9 +35,9 @@ class Reconstruction:
     Attributes:
       mask: which patches were visible and hidden.
       predicted: float32 `[B, Th, M, P]`, predicted pixels of the hidden patches, per-patch normalised.
-      kept: int32 `[B, T, K]`, patches that survive pruning, numbered over the clip.
-      frames: int32 `[B, Kt]`, temporal slots that the text keeps.
-      scores: float32 `[B, T]`, the selector's scores.
+      kept: int32 `[B, Tv, K]`, patches that survive pruning, numbered over the clip.
+      frames: int32 `[B, Kt]`, temporal slots of the clip that the text keeps.
+      scores: float32 `[B, Tv]`, the selector's scores of the visible slots.
     """
 
     mask: masking.PatchMask
@@ -181,6 +181,9 @@ class Smaug(nnx.Module):
         own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
         text_cls = None if self.selector is None else self.text(batch.text_ids, batch.text_mask)[:, 0]
         frames, _, scores = self._select(video, text_cls, own, None)
+        # Under `frame` masking the encoder's slots are only the visible ones: give their numbers in the clip.
+        slot_BxTv = mask.visible[:, :, 0] // config_lib.grid(self.config)[1]
+        frames = jnp.take_along_axis(slot_BxTv, frames, axis=1)
         return Reconstruction(
             mask=mask, predicted=self._decode(video, mask), kept=video.kept, frames=frames, scores=scores
         )
