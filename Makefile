@@ -4,6 +4,8 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 DATA ?= datasets/moving_shapes
 WORKDIR ?= runs/quickstart
+# Huge pages for XLA's temporary memory on CPUs; the binaries would set it themselves by starting twice.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart test lint format bench gpu tpu
 

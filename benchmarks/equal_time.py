@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask 0.75": {"model.masking.ratio": 0.75},
     "keep 0.5": {"model.pruning.keep_rate": 0.5},
     "no pruning": {"model.pruning.layers": ()},
-    "1 frame kept": {"model.selection.frames": 1},
+    "3 frames kept": {"model.selection.frames": 3},
     "all frames kept": {"model.selection.frames": 0},
     "no MVM": {"loss.mvm": 0.0},
     "decode survivors": {"model.decoder.source": "survivors"},

@@ -3,7 +3,7 @@
 An uninterrupted run is compared with one that gets SIGKILL again and again, at moments drawn uniformly over the
 process's life (start-up, steps, checkpoint writes: a checkpoint is written every second step here). Each restart must
 continue from the newest checkpoint that was committed, and every logged loss must equal the uninterrupted run's to the
-last bit. Ends with status 1 where one differs. Prints one JSON line last.
+last bit. Ends with status 1 where either fails. Prints one JSON line last.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,14 +74,18 @@ def main() -> None:
             sys.exit(f"the uninterrupted run failed:\n{errors}")
         life = time.monotonic() - begin
         print(f"uninterrupted: {changes['steps']} steps in {life:.1f} s")
-        workdir, lost, during_save = root / "killed", [], 0
+        workdir, during_save = root / "killed", 0
+        lost: list[int] = []
+        wrong_starts: list[tuple[int, int]] = []
         for number in range(given.kills):
             before = committed(workdir)
             process = start(workdir)
             time.sleep(rng.uniform(0, 0.6 * life))
             finished = process.poll() is not None
             process.kill()
-            process.communicate()
+            said = re.search(r"continuing .* from step (\d+)", process.communicate()[1])
+            if said and int(said[1]) != before:
+                wrong_starts.append((before, int(said[1])))
             unfinished = list((workdir / "checkpoints").glob("unfinished-*")) if workdir.exists() else []
             during_save += bool(unfinished)
             logged = max((line["step"] for line in read_metrics(workdir)), default=0) if workdir.exists() else 0
@@ -100,10 +105,11 @@ def main() -> None:
         "during_save": during_save,
         "steps_lost_max": max(lost),
         "equal": equal,
+        "wrong_starts": wrong_starts,
         "first_difference": differing[:1],
     }
     print(json.dumps(result))
-    sys.exit(not equal)
+    sys.exit(not equal or bool(wrong_starts))
 
 
 if __name__ == "__main__":

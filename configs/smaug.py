@@ -29,7 +29,7 @@ MOVING_SHAPES = {
 
 TINY = {
     **MOVING_SHAPES,
-    "epochs": 12.0,
+    "epochs": 10.0,
     "batch_size": 128,
     "input.image_size": 48,
     "model.vision.patch_size": 8,

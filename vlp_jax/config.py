@@ -28,7 +28,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.examples = 0
 
     c.batch_size = 128  # global examples a step, over all hosts and devices
-    c.accumulate_steps = 1  # micro-batches a step; contrastive negatives then come from one micro-batch
+    # Micro-batches a step: gradients and losses are means over them, contrastive negatives come from one of them.
+    c.accumulate_steps = 1
     c.compute_dtype = "float32"  # float32 | bfloat16: activations and matmuls; parameters stay float32
     c.matmul_precision = (
         "default"  # default | highest: jax_default_matmul_precision, highest for parity on accelerators
@@ -99,7 +100,7 @@ def defaults() -> ml_collections.ConfigDict:
     t.mask_policy = "80/10/10"  # 80/10/10 (BERT) | always (each chosen word becomes [MASK])
 
     m.selection = s = ml_collections.ConfigDict()
-    s.frames = 2  # frames that the text-guided selector keeps of T / tubelet; 0 keeps all
+    s.frames = 2  # frames that the text-guided selector keeps of T / tubelet, 2 or more; 0 keeps all
     s.noise = 1.0  # scale of the Gumbel noise added to the scores in training, so that every frame is tried
 
     m.fusion = f = ml_collections.ConfigDict()
@@ -214,7 +215,10 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     def tuples(value):
         return tuple(tuples(x) for x in value) if isinstance(value, list) else value
 
-    saved = leaves(ml_collections.ConfigDict(json.loads(text)))
+    try:
+        saved = leaves(ml_collections.ConfigDict(json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the saved config is not valid JSON ({error}); restore the workdir's config.json") from None
     config = defaults()
     missing = sorted(set(leaves(config)) - set(saved))
     if missing:
@@ -288,6 +292,7 @@ _RANGES = {
     "model.pruning.keep_rate": (0, False, 1, True),
     "model.decoder.share": (0, False, 1, True),
     "model.text.mask_ratio": (0, False, 1, False),
+    "seed": (0, True, None, True),
     "model.temperature": (0.001, True, 0.5, True),
     "model.selection.noise": (0, True, None, True),
     "input.max_bad_share": (0, True, 1, True),
@@ -361,6 +366,8 @@ def _validate_length(c):
 
 
 def _validate_input(c):
+    if len(c.input.crop_scale) != 2:
+        raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected two numbers, (low, high)")
     low, high = c.input.crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected 0 < low <= high <= 1")
@@ -415,6 +422,16 @@ def _validate_model(c):
         raise UserError(
             "config.model.masking.kind = 'frame' hides whole frames, which per-frame decoding cannot see into: "
             "set config.model.decoder.attention=joint"
+        )
+    if m.selection.frames == 1:
+        raise UserError(
+            "config.model.selection.frames = 1: the selector learns from how attention weighs the kept frames against "
+            "each other, so that one frame leaves it without a gradient; expected 0 (all) or 2 and more"
+        )
+    if c.loss.vtm and not c.loss.vtc:
+        raise UserError(
+            f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
+            "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
         )
     if m.selection.frames < 0 or m.selection.frames > visible_slots:
         raise UserError(

@@ -5,6 +5,7 @@ The model, its sizes and its tokenizer come from the workdir's own saved config;
 
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ flags.DEFINE_string("workdir", None, "Directory of a training run.", required=Tr
 flags.DEFINE_integer("checkpoint", None, "Step to evaluate; the newest intact one by default.")
 flags.DEFINE_string("task", "retrieval", f"One of {', '.join(TASKS)}.")
 flags.DEFINE_string("split", None, "Split to evaluate on; config.evaluation.split by default.")
+flags.DEFINE_string("input_path", None, "Dataset directory or CSV file; config.input.path of the run by default.")
 flags.DEFINE_integer("rerank", None, "Candidates reranked by the matching head; config.evaluation.rerank by default.")
 flags.DEFINE_integer("batch_size", None, "Clips a step; config.evaluation.batch_size by default.")
 flags.DEFINE_integer("clips", 4, "Clips in the reconstruction picture.")
@@ -36,9 +38,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
     if FLAGS.task not in TASKS:
         raise UserError(f"--task={FLAGS.task}: expected one of {', '.join(TASKS)}")
+    if FLAGS.clips < 1:
+        raise UserError(f"--clips={FLAGS.clips}: expected 1 or more")
     run = launch.open_run(pathlib.Path(FLAGS.workdir), FLAGS.checkpoint)
     changes = {
         "evaluation.split": FLAGS.split,
+        "input.path": FLAGS.input_path,
         "evaluation.rerank": FLAGS.rerank,
         "evaluation.batch_size": FLAGS.batch_size,
     }
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> None:
     config_lib.validate(run.config)
     out = pathlib.Path(FLAGS.workdir) / "evaluation"
     out.mkdir(exist_ok=True)
-    stem = f"{FLAGS.task}_{run.config.evaluation.split.replace('=', '-').replace('|', '+')}_{run.step}"
+    stem = f"{FLAGS.task}_{re.sub(r'[^A-Za-z0-9_+-]', '-', run.config.evaluation.split)}_{run.step}"
     if FLAGS.task == "retrieval" and run.config.evaluation.rerank:
         stem += f"_rerank{run.config.evaluation.rerank}"
     {"retrieval": run_retrieval, "reconstruction": run_reconstruction}[FLAGS.task](run, out / stem)
@@ -64,7 +69,7 @@ def run_retrieval(run, out: pathlib.Path) -> None:
     if c.evaluation.rerank:
         title += f", top {c.evaluation.rerank} reranked"
     print(retrieval.table(result, title))
-    path = out.with_suffix(".json")
+    path = out.with_name(out.name + ".json")
     path.write_text(
         json.dumps({"step": run.step, "split": c.evaluation.split, "dataset": c.input.path, **result}, indent=1)
     )
@@ -94,7 +99,7 @@ def run_reconstruction(run, out: pathlib.Path) -> None:
         raise UserError(f"none of the first {size} clips of split {c.evaluation.split!r} decoded: {item.errors[0]}")
     result = jax.tree.map(lambda x: x[real], result)
     figure = pictures.reconstruction(c, item.batch.video[real], result, [item.captions[i] for i in real])
-    path = out.with_suffix(".png")
+    path = out.with_name(out.name + ".png")
     figure.savefig(path, dpi=100)
     print(f"picture of {len(real)} clips: {path}")
 

@@ -67,6 +67,10 @@ def check_config_flags(argv: list[str]) -> None:
         after for before, after in itertools.pairwise(argv) if before.lstrip("-") == "config" and before[0] == "-"
     ]
     if not files:
+        if any(word.startswith("config.") for word in words):
+            raise UserError(
+                "--config.KEY=VALUE changes a config, but none is given: add --config=configs/smaug.py:tiny"
+            )
         return
     path, _, argument = files[-1].partition(":")
     if not pathlib.Path(path).is_file():
@@ -82,6 +86,11 @@ def check_config_flags(argv: list[str]) -> None:
             config_lib.check_key(config, name.removeprefix("config."))
 
 
+def set_precision(config: Any) -> None:
+    """Applies `config.matmul_precision` to this process."""
+    jax.config.update("jax_default_matmul_precision", None if config.matmul_precision == "default" else "highest")
+
+
 @dataclasses.dataclass
 class Run:
     """A run restored for evaluation or analysis: the recipe is `state.merge(setup, params)`."""
@@ -94,7 +103,7 @@ class Run:
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
-    """Restores the parameters that evaluation uses, on this machine's devices, from the run's own saved config.
+    """Restores the parameters that evaluation uses, on this machine's first device, from the run's own saved config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
@@ -106,7 +115,8 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
         raise UserError(f"--workdir={workdir}: holds no {CONFIG_FILE}, so no training run was started there")
     config = config_lib.from_json((workdir / CONFIG_FILE).read_text())
     tokenizer = tokenizer_lib.Tokenizer(workdir / TOKENIZER_FILE, config.input.max_text_tokens)
-    # The devices here need not be those of the run: everything is laid out along one data axis.
+    set_precision(config)
+    # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1})
     mesh = sharding.make_mesh(config, jax.devices()[:1])
     checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False)

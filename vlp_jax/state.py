@@ -125,7 +125,7 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
 
     def step(state, batch, good):
         (loss, sums), grads = gradients(state.params, batch)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = good & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = run.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -55,7 +55,12 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     """
     # -- Config, workdir, data -----------------------------------------------------------------------------------------
     config_lib.validate(config)
-    jax.config.update("jax_default_matmul_precision", None if config.matmul_precision == "default" else "highest")
+    if jax.process_count() > 1:
+        raise UserError(
+            f"training runs in one process on all devices of a host so far, this job has {jax.process_count()}"
+        )
+    launch.set_precision(config)
+    stop = StopSignal()
     mesh = sharding.make_mesh(config)
     main_process = jax.process_index() == 0
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
@@ -63,11 +68,11 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     source = sources.open_source(config.input)
     pipeline.probe(config, source)
     total_steps = config_lib.total_steps(config, len(source))
-    prepare_workdir(config, workdir)
-    tokenizer = tokenizer_lib.Tokenizer(workdir / launch.TOKENIZER_FILE, config.input.max_text_tokens)
+    tokenizer = tokenizer_lib.Tokenizer(check_workdir(config, workdir), config.input.max_text_tokens)
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
     run = state_lib.setup(config, tokenizer, mesh, total_steps)
+    prepare_workdir(config, workdir, tokenizer)
     checkpoints = checkpoint.Checkpointer(
         workdir / launch.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
@@ -133,19 +138,22 @@ def train(config: Any, workdir: pathlib.Path) -> None:
             writers.write(step, {**means, "examples": step * config.batch_size, "bad_clips": ledger.bad, **speed})
 
     every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
-    stop = StopSignal()
+    cut = 0
     try:
         with sharding.use_mesh(mesh):
-            in_flight, good = None, np.asarray(True)
+            # Placed as the step's own output is: another placement would compile the step a second time.
+            in_flight, good = None, jax.device_put(np.asarray(True), sharding.replicated(mesh))
             while step < total_steps and not stop.received:
                 with waiting:
                     item = next(batches)
                 ledger.add(item)
+                cut += item.cut
                 # Once a step is not finite, `good` keeps every later one from moving the state.
                 state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
                 step, good = step + 1, metrics["finite"]
                 report(in_flight)
                 in_flight = (step, metrics, item)
+                progress.tick(step)
                 if every(config.evaluation.every_steps) or every(config.checkpoint.every_steps):
                     report(in_flight)
                     in_flight = None
@@ -165,8 +173,11 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         checkpoints.close()
         stop.restore()
 
-    ledger.finish()
+    if step == total_steps:
+        ledger.finish()
     say(ledger.summary())
+    if cut:
+        say(f"captions: {cut} of those seen were cut to config.input.max_text_tokens = {config.input.max_text_tokens}")
     if step < total_steps:
         say(f"{stop.received}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
         if stop.received == "SIGINT":
@@ -175,24 +186,23 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
 
 
-def prepare_workdir(config: Any, workdir: pathlib.Path) -> None:
-    """Makes the workdir, or checks that it belongs to this config; stores the config and the tokenizer in it."""
+def check_workdir(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    """Refuses a workdir that cannot be made or holds another run; returns the tokenizer to use. Writes nothing."""
     if not workdir.parent.is_dir():
         raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
-    workdir.mkdir(exist_ok=True)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: expected a directory, or a name for a new one")
     config_file, tokenizer_file = workdir / launch.CONFIG_FILE, workdir / launch.TOKENIZER_FILE
     given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
+    make_one = "make one with `python -m data.train_tokenizer --input {} --output {}`"
     if given and not given.is_file():
-        raise UserError(
-            f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; make one with "
-            f"`python -m data.train_tokenizer --input {config.input.path} --output {config.input.tokenizer}`"
-        )
+        hint = make_one.format(config.input.path, config.input.tokenizer)
+        raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; {hint}")
     if not given and not tokenizer_file.is_file():
-        raise UserError(
-            "config.input.tokenizer is empty: expected a SentencePiece model; make one with "
-            f"`python -m data.train_tokenizer --input {config.input.path} --output tokenizer.model`"
-        )
-    if config_file.is_file():
+        hint = make_one.format(config.input.path, "tokenizer.model")
+        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model; {hint}")
+    # Until something is saved, a first command that failed binds the next one to nothing.
+    if config_file.is_file() and (workdir / launch.CHECKPOINTS).is_dir():
         saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
         for key, value in asked.items():
             if saved[key] != value and not key.startswith(tuple(MAY_CHANGE)):
@@ -204,9 +214,18 @@ def prepare_workdir(config: Any, workdir: pathlib.Path) -> None:
             raise UserError(
                 f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {tokenizer_file}"
             )
-    if given and not tokenizer_file.is_file():
-        write_atomically(tokenizer_file, given.read_bytes())
-    write_atomically(config_file, config_lib.to_json(config).encode())
+        return tokenizer_file
+    return given or tokenizer_file
+
+
+def prepare_workdir(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
+    """Makes the workdir and stores the config and the tokenizer in it."""
+    try:
+        workdir.mkdir(exist_ok=True)
+        write_atomically(workdir / launch.TOKENIZER_FILE, tokenizer.serialized())
+        write_atomically(workdir / launch.CONFIG_FILE, config_lib.to_json(config).encode())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
@@ -219,7 +238,9 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
 def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any) -> retrieval.Retrieval:
     """Retrieval on the validation split, for use during training."""
     source = sources.open_source(config.input, config.evaluation.validation_split)
-    return retrieval.Retrieval(run.graph, run.abstract.params, config, source, tokenizer, run.mesh)
+    return retrieval.Retrieval(
+        run.graph, run.abstract.params, config, source, tokenizer, run.mesh, rerank=config.evaluation.rerank
+    )
 
 
 class Meters:

@@ -15,7 +15,7 @@ def evaluate(workdir, *flags):
 def test_retrieval_prints_a_table_and_writes_the_rank_of_every_query(finished, run):
     done = run(evaluate(finished))
     assert done.returncode == 0, done.stderr
-    assert "10 queries each way; chance R@1 10.00" in done.stdout
+    assert "10 captions, 10 clips; chance R@1 10.00" in done.stdout
     result = json.loads((finished / "evaluation" / "retrieval_test_12.json").read_text())
     for direction in ("text_to_video", "video_to_text"):
         ranks = np.array([row[f"{direction}_rank"] for row in result["per_query"]])

@@ -160,7 +160,7 @@ def refusals(tmp_path):
         "keep rate above 1": ({"model.pruning.keep_rate": 1.5}, workdir, ["keep_rate = 1.5", "(0, 1]"]),
         "nothing visible": ({"model.masking.ratio": 0.99}, workdir, ["ratio = 0.99", "no visible patch"]),
         "frames above the clip's": (
-            {"input.frames": 32, "model.selection.frames": 1},
+            {"input.frames": 32},
             workdir,
             ["input.frames = 32", "has 16 frames"],
         ),

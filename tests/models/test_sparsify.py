@@ -62,7 +62,9 @@ def test_the_fused_token_is_a_mean_however_little_the_cls_attends_to_the_dropped
     scores = SCORES.copy()
     scores[..., 1:4] = 1e-9 * np.arange(1, 4)
     tokens, _ = sparsify.prune_tokens(jnp.asarray(X), jnp.asarray(scores), 3, True, False)
-    np.testing.assert_allclose(tokens[:, :, -1], np.einsum("s,btsd->btd", [1 / 6, 2 / 6, 3 / 6], X[:, :, 1:4]), rtol=1e-4)
+    np.testing.assert_allclose(
+        tokens[:, :, -1], np.einsum("s,btsd->btd", [1 / 6, 2 / 6, 3 / 6], X[:, :, 1:4]), rtol=1e-4
+    )
 
 
 def test_pruning_nothing_keeps_every_token():

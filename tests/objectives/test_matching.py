@@ -33,7 +33,7 @@ def test_a_hard_negative_is_never_a_positive_nor_invalid():
 def test_hard_negatives_follow_the_softmax_over_the_allowed_columns():
     index, _ = draw(LOGITS, IDS, VALID)
     for row in np.flatnonzero(VALID):
-        allowed = VALID & (IDS != IDS[row])
+        allowed = VALID & (IDS[row] != IDS)
         p = np.where(allowed, np.exp(LOGITS[row].astype(np.float64)), 0)
         p /= p.sum()
         np.testing.assert_allclose(np.bincount(index[:, row], minlength=B) / len(index), p, atol=0.04)

@@ -47,8 +47,9 @@ def summarise(ranks_Q: np.ndarray) -> dict[str, float]:
 class Retrieval:
     """Evaluates text-to-video and video-to-text retrieval of a recipe on one source.
 
-    Every clip of the source is in the gallery and every caption is a query. A clip that does not decode stays in: it
-    scores below all others, so its queries count as missed; the result says how many there were.
+    Records with the same clip_id are captions of one clip: the gallery holds each clip once, every caption is a query,
+    and a clip finds its best caption. A clip that does not decode stays in: it scores below all others, so its queries
+    count as missed; the result says how many there were.
 
     Args:
       graph: the recipe without parameters; it must be a DualEncoder, and a Matcher for `rerank > 0`.
@@ -65,6 +66,8 @@ class Retrieval:
             )
         model = nnx.merge(graph, abstract_params)
         recipe.require(model, recipe.DualEncoder, "retrieval")
+        if not config.loss.vtc:
+            raise UserError(f"retrieval needs embeddings that were trained, but {config.name} has config.loss.vtc = 0")
         if rerank:
             recipe.require(model, recipe.Matcher, "reranking")
             if model.match_head is None:
@@ -90,31 +93,36 @@ class Retrieval:
         self._match = jax.jit(lambda params, *args: merge(params).match(*args), out_shardings=everywhere)
 
     def run(self, params: Any) -> dict[str, Any]:
-        """Returns `{text_to_video, video_to_text: metrics, queries, undecodable, cut_captions, per_query}`."""
+        """Returns `{text_to_video, video_to_text: metrics, queries, clips, undecodable, ..., per_query}`."""
         with sharding.use_mesh(self.mesh):
             video, text, clips, words, host = self._encode(params)
-            scores = video @ text.T  # float32 [clips, captions], rows in the source's order
-            scores[~host["valid"]] = -np.inf
+            ids = np.asarray(host["clip_ids"])
+            # The first record of each clip stands for it; captions keep the source's order.
+            first = np.sort(np.unique(ids, return_index=True)[1])
+            valid, clips = host["valid"][first], jax.tree.map(lambda x: x[first], clips)
+            scores = video[first] @ text.T  # float32 [clips, captions]
+            scores[~valid] = -np.inf
             to_video, to_text = scores.T.copy(), scores.copy()
             if self.rerank:
                 to_video = self._reorder(to_video, params, clips, words, host["text_mask"], texts_are_queries=True)
                 to_text = self._reorder(to_text, params, clips, words, host["text_mask"], texts_are_queries=False)
-        ids = np.asarray(host["clip_ids"])
-        relevant = ids[:, None] == ids[None, :]
-        rank_video, rank_text = ranks(to_video, relevant), ranks(to_text, relevant)
-        # A failed clip is no query of its own either: all its scores are -inf, which ties with nothing it could find.
-        rank_text[~host["valid"]] = len(ids)
-        rank_video[~host["valid"]] = len(ids)
+        relevant = ids[first][:, None] == ids[None, :]
+        rank_video, rank_text = ranks(to_video, relevant.T), ranks(to_text, relevant)
+        # A clip that did not decode has found nothing and is found by nothing.
+        rank_text[~valid] = len(ids)
+        rank_video[~valid[relevant.argmax(0)]] = len(first)
+        of_clip = dict(zip(ids[first].tolist(), rank_text.tolist()))
         return {
             "text_to_video": summarise(rank_video),
             "video_to_text": summarise(rank_text),
             "queries": len(ids),
-            "undecodable": int((~host["valid"]).sum()),
+            "clips": len(first),
+            "undecodable": int((~valid).sum()),
             "cut_captions": host["cut"],
             "rerank": self.rerank,
             "per_query": [
-                {"clip_id": i, "caption": c, "text_to_video_rank": int(v), "video_to_text_rank": int(t)}
-                for i, c, v, t in zip(host["clip_ids"], host["captions"], rank_video, rank_text)
+                {"clip_id": i, "caption": c, "text_to_video_rank": int(v), "video_to_text_rank": of_clip[i]}
+                for i, c, v in zip(host["clip_ids"], host["captions"], rank_video)
             ],
         }
 
@@ -165,7 +173,9 @@ def table(result: dict[str, Any], title: str) -> str:
     lines = [title, f"{'':16}" + "".join(f"{name:>13}" for name in names)]
     for direction in ("text_to_video", "video_to_text"):
         lines.append(f"{direction:16}" + "".join(f"{result[direction][name]:13.2f}" for name in names))
-    note = f"{result['queries']} queries each way; chance R@1 {100 / max(result['queries'], 1):.2f}"
+    note = (
+        f"{result['queries']} captions, {result['clips']} clips; chance R@1 {100 / result['clips']:.2f} (text to video)"
+    )
     if result["undecodable"]:
         note += f"; {result['undecodable']} clips did not decode and count as missed"
     if result["cut_captions"]:

@@ -259,8 +259,10 @@ def _stream(loader: _Loader, start: int, stop: int, c: ml_collections.ConfigDict
 
 def _start_worker(index: int, count: int) -> None:
     del index, count
-    # Ctrl-C reaches the whole process group; the trainer finishes its step and saves, which needs its workers.
+    # Ctrl-C, and SIGTERM from a batch system, reach the whole process group; the trainer finishes its step and saves,
+    # which needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

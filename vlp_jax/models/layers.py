@@ -9,7 +9,7 @@ from flax import nnx
 
 Shape = int | tuple[int, ...]
 
-_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype, rngs: nnx.Rngs) -> nnx.LinearGeneral:
@@ -79,7 +79,7 @@ def scan_params(graph, params, body, x, *, remat: str = "none", unroll: bool = F
         return body(nnx.merge(graph, layer), x), None
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=unroll)
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
     return jax.lax.scan(step, x, params, unroll=unroll or 1)[0]
 
 

@@ -184,6 +184,6 @@ class VideoEncoder(nnx.Module):
             return block.feed_forward(x), index
 
         if self.remat != "none":
-            run = jax.checkpoint(run)
+            run = jax.checkpoint(run, policy=layers.REMAT_POLICIES[self.remat])
         x, index = run(jax.tree.map(lambda leaf: leaf[0], segment), x_BxTxSxD)
         return constrain_batch(x), jnp.take_along_axis(kept_BxTxK, index, axis=-1)

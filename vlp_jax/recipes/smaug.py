@@ -159,8 +159,9 @@ class Smaug(nnx.Module):
         return self._project_text(self.text(ids, mask))
 
     def encode_clip(self, video) -> EncodedVideo:
-        """uint8 clips -> what `match` needs of them."""
-        return self.vision(video)
+        """uint8 clips -> what `match` needs of them; the tokens from before pruning are left out."""
+        video = self.vision(video)
+        return dataclasses.replace(video, early=video.early[:, :, :0])
 
     def encode_text(self, ids, mask) -> jax.Array:
         """int32 ids and mask `[B, L]` -> the word features `[B, L, D]` that `match` needs."""

@@ -1,0 +1,155 @@
+"""The same losses on one device and on any mesh of eight, and parameters that lie where the rules put them.
+
+JAX fixes the number of devices when it starts, so the steps run in a process of their own.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vlp_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 3
+MESHES = {
+    "one device": {},
+    "data=8": {"data": 8},
+    "fsdp=8": {"fsdp": 8},
+    "data=2, fsdp=2, tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+CHANGES = {
+    "optimizer.warmup_share": 0.0,
+    "optimizer.learning_rate": 3e-3,
+    "model.vision.layers": 2,
+    "model.text.layers": 1,
+}
+
+SCRIPT = """
+import json, math, sys, types
+import jax, numpy as np
+from flax import nnx
+from vlp_jax import config as config_lib, sharding, state as state_lib
+from vlp_jax.types import Batch
+
+jax.config.update("jax_disable_most_optimizations", True)
+assert len(jax.devices()) == 8
+job = json.load(sys.stdin)
+out = {}
+for name, axes in job["meshes"].items():
+    config = config_lib.from_json(job["config"])
+    config_lib.update(config, {"mesh.data": 1, **{f"mesh.{axis}": size for axis, size in axes.items()}})
+    mesh = sharding.make_mesh(config, jax.devices()[: math.prod(axes.values())])
+    run = state_lib.setup(config, types.SimpleNamespace(**job["tokenizer"]), mesh, 10)
+    result = out[name] = {"steps": [], "places": []}
+    with sharding.use_mesh(mesh):
+        state = run.create()
+        for path, leaf in nnx.to_flat_state(state.params):
+            array = leaf.get_value()
+            result["places"].append({
+                "path": ".".join(map(str, path)),
+                "names": leaf.get_metadata().get("out_sharding"),
+                "shape": array.shape,
+                "shard": array.addressable_shards[0].data.shape,
+            })
+        moments = jax.tree.leaves(state.opt_state)
+        result["held"] = sum(leaf.addressable_shards[0].data.size for leaf in moments) / sum(x.size for x in moments)
+        step = state_lib.train_step(run)
+        for number in range(job["steps"]):
+            rng = np.random.default_rng(number)
+            size, i = config.batch_size, config.input
+            batch = Batch(
+                video=rng.integers(0, 256, (size, i.frames, i.image_size, i.image_size, 3), np.uint8),
+                text_ids=rng.integers(5, 64, (size, i.max_text_tokens)).astype(np.int32),
+                text_mask=np.arange(i.max_text_tokens)[None] < rng.integers(3, i.max_text_tokens, size)[:, None],
+                valid=np.arange(size) != 5,
+                index=np.arange(size, dtype=np.int32) + size * number,
+                positive_id=np.arange(size, dtype=np.int32) % 7,
+            )
+            state, metrics = step(state, sharding.to_global(batch, mesh), np.asarray(True))
+            # Forced host devices deadlock with many steps in flight: wait for each.
+            metrics = jax.device_get(jax.block_until_ready(metrics))
+            pairs = {**metrics["terms"], **metrics["measurements"]}
+            numbers = {key: float(metrics[key]) for key in ("loss", "grad_norm", "finite")}
+            sums = {f"{k} {i}": float(x) for k, pair in pairs.items() for i, x in enumerate(pair)}
+            result["steps"].append(numbers | sums)
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tiny_config, fake_tokenizer):
+    config = tiny_config(CHANGES)
+    config_lib.validate(config)
+    job = {
+        "config": config_lib.to_json(config),
+        "meshes": MESHES,
+        "tokenizer": vars(fake_tokenizer),
+        "steps": STEPS,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(job),
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one device"])
+def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, mesh):
+    for number, (one, many) in enumerate(zip(results["one device"]["steps"], results[mesh]["steps"])):
+        assert one.keys() == many.keys()
+        for name in one:
+            np.testing.assert_allclose(many[name], one[name], rtol=1e-4, err_msg=f"{name} of step {number}")
+    assert len(results[mesh]["steps"]) == STEPS
+
+
+@pytest.mark.slow
+def test_the_steps_really_train(results):
+    losses = [step["loss"] for step in results["one device"]["steps"]]
+    assert len(set(losses)) == STEPS
+    assert all(step["finite"] for step in results["one device"]["steps"])
+    assert all(step["vtc 1"] == 7 for step in results["one device"]["steps"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_parameter_is_split_along_its_mapped_axes_and_only_these(results, mesh):
+    rules = dict(config_lib.defaults().mesh.rules)
+    split = 0
+    for place in results[mesh]["places"]:
+        names = place["names"] or [None] * len(place["shape"])
+        assert len(names) == len(place["shape"])
+        ways = [MESHES[mesh].get(rules.get(name, ""), 1) for name in names]
+        expected = [size // way for size, way in zip(place["shape"], ways)]
+        assert place["shard"] == expected, place
+        split += expected != place["shape"]
+    kernels = [place for place in results[mesh]["places"] if place["path"].endswith((".kernel", ".embedding"))]
+    if "fsdp" in MESHES[mesh]:
+        # No matrix is left whole by forgetting to name its dimensions.
+        assert [k["path"] for k in kernels if k["shard"] == k["shape"]] == []
+    else:
+        assert split == 0
+
+
+@pytest.mark.slow
+def test_the_optimisers_moments_are_split_as_the_parameters(results):
+    places = results["fsdp=8"]["places"]
+    parameters = sum(np.prod(p["shard"]) for p in places) / sum(np.prod(p["shape"]) for p in places)
+    assert parameters < 0.2
+    np.testing.assert_allclose(results["fsdp=8"]["held"], parameters, rtol=0.02)

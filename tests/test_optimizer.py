@@ -1,0 +1,88 @@
+"""The optimiser: which parameters decay, the schedule's end points, clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from vlp_jax import optimizer, sharding
+from vlp_jax.recipes import recipe
+
+
+@pytest.fixture(scope="module")
+def params(tiny_config, fake_tokenizer):
+    """Ones in the shapes of SMAUG's parameters."""
+    build = lambda: recipe.build(tiny_config(), fake_tokenizer, nnx.Rngs(0))
+    return jax.tree.map(lambda x: jnp.ones(x.shape), sharding.abstract_model(build)[1])
+
+
+def by_path(tree):
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(tree)}
+
+
+def decays(path):
+    """Matrices of affine maps and the word table; of stacked layers too, whose biases have two dimensions as well."""
+    return path.endswith(".kernel") or path == "text.embedding"
+
+
+def test_kernels_and_embedding_tables_decay_and_nothing_else(params):
+    shapes, mask = by_path(params), by_path(optimizer.decay_mask(params))
+    assert shapes.keys() == mask.keys()
+    for path, leaf in shapes.items():
+        assert mask[path] == decays(path), path
+        if mask[path]:
+            assert leaf.ndim >= 2
+    stacked = [path for path, leaf in shapes.items() if ".blocks." in path and leaf.ndim >= 2 and not mask[path]]
+    assert stacked  # biases and norms of stacked layers are there to be mistaken for matrices
+    for path in ("temperature", "text.position", "vision.cls", "decoder.mask_token", "word_head.bias"):
+        assert not mask[path]
+
+
+def test_without_gradients_exactly_these_shrink_by_rate_times_decay(tiny_config, params):
+    config = tiny_config({"optimizer.warmup_share": 0.0, "optimizer.learning_rate": 0.1, "optimizer.weight_decay": 0.5})
+    transform = optimizer.make(config, 10)
+
+    @jax.jit
+    def step(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.apply_updates(params, transform.update(zeros, transform.init(params), params)[0])
+
+    for path, leaf in by_path(step(params)).items():
+        np.testing.assert_allclose(leaf, 1 - 0.1 * 0.5 * decays(path), rtol=1e-6)
+
+
+def test_the_schedule_rises_to_the_peak_and_falls_along_a_cosine_to_its_end(tiny_config):
+    config = tiny_config({"optimizer.learning_rate": 2e-3, "optimizer.warmup_share": 0.1, "optimizer.end_share": 0.05})
+    rate = np.array([float(optimizer.schedule(config, 200)(step)) for step in range(201)])
+    np.testing.assert_allclose(rate[0], 0)
+    np.testing.assert_allclose(rate[10], 1e-3, rtol=1e-5)
+    np.testing.assert_allclose(rate[20], 2e-3, rtol=1e-5)
+    np.testing.assert_allclose(rate[110], (2e-3 + 1e-4) / 2, rtol=1e-5)
+    np.testing.assert_allclose(rate[200], 1e-4, rtol=1e-5)
+    assert (np.diff(rate[:21]) > 0).all()
+    assert (np.diff(rate[20:]) < 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_short_runs_start_at_the_peak_where_there_is_no_warm_up(tiny_config, steps, warmup):
+    config = tiny_config({"optimizer.warmup_share": warmup, "optimizer.learning_rate": 1e-3})
+    rates = [float(optimizer.schedule(config, steps)(step)) for step in range(steps)]
+    assert np.isfinite(rates).all()
+    np.testing.assert_allclose(rates[0], 1e-3 if round(warmup * steps) == 0 else 0.0, rtol=1e-6)
+    assert max(rates) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0, 100.0])
+def test_the_global_norm_is_clipped_before_adam_or_not_at_all(tiny_config, clip):
+    config = tiny_config({"optimizer.clip_norm": clip, "optimizer.weight_decay": 0.0})
+    params = nnx.State({"a": jnp.zeros(3), "b": jnp.zeros(1)})
+    gradient = nnx.State({"a": jnp.array([3.0, 0.0, 0.0]), "b": jnp.array([4.0])})
+    transform = optimizer.make(config, 10)
+    _, state = transform.update(gradient, transform.init(params), params)
+    moments = optax.tree_utils.tree_get(state, "mu")
+    scale = min(1.0, clip / 5) if clip else 1.0
+    np.testing.assert_allclose(moments["a"][0], (1 - config.optimizer.b1) * 3.0 * scale, rtol=1e-5)
+    np.testing.assert_allclose(moments["b"][0], (1 - config.optimizer.b1) * 4.0 * scale, rtol=1e-5)
