@@ -32,7 +32,7 @@ quickstart: $(VENV)/installed $(DATA)/tokenizer.model
 	$(RUN) -m vlp_jax.evaluate --workdir $(WORKDIR) --task retrieval
 
 test: $(VENV)/installed-test lint
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest tests -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -21,6 +21,8 @@ SIZES = [f"{size}{variant}" for size in ("tiny", "small", "base", "large") for v
 
 def load(recipe):
     spec = importlib.util.spec_from_file_location(recipe, CONFIGS / f"{recipe}.py")
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -44,7 +44,7 @@ def sizes(draw):
 def test_counts_are_exact_and_visible_and_hidden_never_meet(case, seed):
     kind, slots, patches, (slots_visible, keep), hidden_count = case
     keys = jax.random.split(jax.random.key(seed), 3)
-    visible, hidden = sample(*case, keys=keys)
+    visible, hidden = sample(kind, slots, patches, (slots_visible, keep), hidden_count, keys)
     slots_hidden = slots - slots_visible if kind == "frame" else slots
     assert visible.shape == (3, slots_visible, keep)
     assert hidden.shape == (3, slots_hidden, hidden_count)
@@ -112,7 +112,8 @@ def test_block_hides_rectangles_one_after_another_until_the_count_is_reached(kee
     patches = 49
     _, hidden = sample("block", 1, patches, (1, keep), patches - keep)
     for key, row in zip(KEYS, hidden[:, 0]):
-        hidden_set, union = set(row.tolist()), set()
+        hidden_set: set[int] = set(row.tolist())
+        union: set[int] = set()
         for box in rectangles(key, patches):
             if len(union | box) >= len(hidden_set):
                 break
@@ -164,10 +165,10 @@ def test_every_frame_is_hidden_equally_often():
 @pytest.mark.parametrize("kind", ["random", "tube", "block", "frame"])
 def test_the_mask_of_an_example_does_not_depend_on_its_batch(kind):
     visible = (2, 9) if kind == "frame" else (3, 4)
-    key, index = jax.random.key(7), np.array([5, 900, 17, 2], np.int32)
+    key, index = jax.random.key(7), jnp.array([5, 900, 17, 2], jnp.int32)
     together = sample(kind, 3, 9, visible, 2, masking.example_keys(key, index))
     for row, number in enumerate(index):
-        alone = sample(kind, 3, 9, visible, 2, masking.example_keys(key, np.array([number])))
+        alone = sample(kind, 3, 9, visible, 2, masking.example_keys(key, jnp.array([number])))
         for a, b in zip(together, alone):
             np.testing.assert_array_equal(a[row], b[0])
     other = sample(kind, 3, 9, visible, 2, masking.example_keys(jax.random.key(8), index))

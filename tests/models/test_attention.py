@@ -51,7 +51,7 @@ def test_padded_keys_have_no_influence_and_get_no_gradient():
     other_k, other_v = k.copy(), v.copy()
     other_k[~mask], other_v[~mask] = 50, -7
     np.testing.assert_array_equal(attention.attend(q, other_k, other_v, bias), got)
-    gradient = jax.grad(lambda kv: attention.attend(q, *kv, bias).sum())((k, v))
+    gradient = jax.grad(lambda kv: attention.attend(q, kv[0], kv[1], bias).sum())((k, v))
     for g in gradient:
         assert (np.asarray(g)[~mask] == 0).all()
 
@@ -63,8 +63,9 @@ def test_a_fully_padded_row_stays_finite():
 
 
 def test_an_unknown_kernel_is_refused():
+    q, k, v = random(*[(1, 2, 1, 4)] * 3)
     with pytest.raises(ValueError, match="'flash'"):
-        attention.attend(*random(*[(1, 2, 1, 4)] * 3), kernel="flash")
+        attention.attend(q, k, v, kernel="flash")
 
 
 def affine(layer, x, axes):

@@ -109,7 +109,7 @@ def reference(params, clips, visible, *, attention, prune_layers, keep_rate=0.7,
         early, has_fused = None, False
         final = lambda x: norm(x, flat["norm", "scale"], flat["norm", "bias"])
         for layer in range(LAYERS):
-            p = lambda *path, layer=layer: flat[("blocks", *path)][layer]
+            p = functools.partial(lambda at, *path: flat[("blocks", *path)][at], layer)
             if layer in prune_layers and early is None:
                 early = [final(x[1:]) for x in frames]
             lengths = [len(x) for x in frames]
@@ -136,7 +136,7 @@ def reference(params, clips, visible, *, attention, prune_layers, keep_rate=0.7,
                 for t, (x, score) in enumerate(zip(frames, scores)):
                     places = range(1, len(x) - has_fused)
                     count = math.ceil(round(keep_rate * len(places), 6))
-                    best = sorted(sorted(places, key=lambda s, score=score: -score[s])[:count])
+                    best = sorted((np.argsort(-score[list(places)])[:count] + 1).tolist())
                     rest = [s for s in range(1, len(x)) if s not in best]
                     new = [x[0], *x[best]]
                     if fused:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -256,6 +257,7 @@ def test_a_weight_of_zero_removes_the_term_and_the_parts_it_alone_needs(
     batch = random_batch(config)
 
     def run():
+        module: Any
         with nnx.use_eager_sharding(False):
             module = recipe.build(config, fake_tokenizer, nnx.Rngs(0))
         return nnx.state(module), module.loss(batch, KEY)
