@@ -8,8 +8,9 @@ Arguments: `tiny` (the quickstart, CPU), `small` (moving_shapes on a CPU or one 
 BERT-base-sized text with 9 + 3 layers), `large` (ViT-L/16); each also as `tiny_dense`, `small_dense`, `base_dense`,
 `large_dense`.
 
-The paper gives no mask ratio, keep rate or number of kept frames; see benchmarks/RESULTS.md for the measurement behind
-the defaults of `tiny`. `base` and `large` follow Singularity's optimisation and EViT's pruning layers (inferred).
+The paper gives no mask ratio, keep rate or number of kept frames: the ones here are choices, not yet decided by a sweep
+(benchmarks/equal_time.py is the tool). Measured is `masking.unmasked_share` of `tiny`, with one seed
+(benchmarks/RESULTS.md). `base` and `large` follow Singularity's optimisation and EViT's pruning layers (inferred).
 """
 
 from vlp_jax.config import defaults, update

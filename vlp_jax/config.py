@@ -81,7 +81,7 @@ def defaults() -> ml_collections.ConfigDict:
     m.pruning = p = ml_collections.ConfigDict()
     p.layers = (3, 6, 9)  # blocks, counted from 0, after whose attention tokens are dropped; () for none
     p.keep_rate = 0.7  # share of the tokens that survives each of them, (0, 1]
-    p.fused_token = False  # add EViT's attention-weighted mean of the dropped tokens
+    p.fused_token = False  # add one token, the attention-weighted mean of the dropped ones (EViT takes the sum)
 
     m.decoder = d = ml_collections.ConfigDict()
     d.width = 384

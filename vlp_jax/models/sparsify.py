@@ -40,7 +40,8 @@ def prune_tokens(x_BxTxSxD, scores_BxTxS, kept: int, fused: bool, had_fused: boo
       x_BxTxSxD: `[CLS, patches..., fused token if had_fused]` of each frame.
       scores_BxTxS: from `cls_scores`, of the same tokens.
       kept: patch tokens that survive.
-      fused: append one token, the mean of the dropped ones weighted by their scores (EViT's fused token; a fused token
+      fused: append one token, the mean of the dropped ones weighted by their scores (after EViT, whose fused
+        token is the plain weighted sum, not normalised; a fused token
         that was there before counts among the dropped, so that there is never more than one).
       had_fused: whether the last token is a fused one.
 
