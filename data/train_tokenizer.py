@@ -165,12 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--output {given.output} is a directory: expected the name of the .model file to write")
         captions = read_captions(given.input, given.caption_column, given.split)
         model = train(captions, given.vocab_size)
-    except UserError as error:
+        output = pathlib.Path(given.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or absent, whenever the process dies: `make` takes a file that exists for a finished one.
+        part = output.with_name(output.name + ".part")
+        part.write_bytes(model)
+        part.replace(output)
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    output = pathlib.Path(given.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(model)
     size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
     print(f"wrote {output}: {size} pieces from {len(captions)} captions")
     return 0

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from vlp_jax import config as config_lib
+from vlp_jax.checkpoint import Checkpointer
 from vlp_jax.types import Batch
 
 TINY = {
@@ -86,3 +87,17 @@ def build_module():
             return make(*args, rngs=nnx.Rngs(seed), **kwargs)
 
     return build
+
+
+@pytest.fixture
+def saver(tmp_path):
+    """Builds Checkpointers on one directory and closes them."""
+    made = []
+
+    def make(keep=3, asynchronous=False):
+        made.append(Checkpointer(tmp_path / "checkpoints", keep=keep, asynchronous=asynchronous))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -274,8 +274,10 @@ def test_the_free_axis_of_a_mesh_takes_the_remaining_devices(tiny_config):
     ],
 )
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_both_numbers(tiny_config, changes, words):
+    config = tiny_config(changes)
+    mesh = sharding.make_mesh(config, fake_devices(8))
     with pytest.raises(UserError) as caught:
-        sharding.make_mesh(tiny_config(changes), fake_devices(8))
+        sharding.check_batch(config, mesh)
     for word in words:
         assert word in str(caught.value)
 

@@ -24,8 +24,6 @@ Lustre); object stores such as gs:// have none.
 This is the only file that imports orbax.
 """
 
-import concurrent.futures
-import hashlib
 import json
 import logging
 import os
@@ -40,9 +38,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vlp_jax import manifest
 from vlp_jax.types import UserError
 
-_MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _STEP_FOLDER = re.compile(r"(\d{9,})(?:\.(\d+))?")
 _LEFTOVER = re.compile(r"(unfinished|discarded)-\d{9,}(\.\d+)?")
@@ -101,7 +99,7 @@ class Checkpointer:
         # Through JSON and back, so that what is hashed is exactly what a reader will parse.
         body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
         first = jax.process_index() == 0
-        later = {s: _problem(path) for s, path in self._folders().items() if s > step} if first else {}
+        later = {s: manifest.problem(path) for s, path in self._folders().items() if s > step} if first else {}
         intact = self._agree(max((s for s, problem in later.items() if problem is None), default=-1))
         if intact >= 0:
             raise UserError(
@@ -148,16 +146,9 @@ class Checkpointer:
             self._orbax.wait_until_finished()  # on every process: returns when all of them have written
             if jax.process_index() != 0:
                 return
-            files = sorted(p for p in unfinished.rglob("*") if p.is_file())
-            sums = _in_threads(_sync_and_sum, files)
-            body["files"] = {p.relative_to(unfinished).as_posix(): s for p, s in zip(files, sums)}
-            manifest = unfinished / _MANIFEST
-            manifest.write_bytes(_render(body))
-            _sync(manifest)
-            for folder in [p for p in unfinished.rglob("*") if p.is_dir()] + [unfinished]:
-                _sync(folder)
+            manifest.write(unfinished, body)
             unfinished.rename(self._directory / _name(step, number))
-            _sync(self._directory)
+            manifest.sync(self._directory)
             kept = sorted(self._folders())[-self._keep :]
             for s, n, path in self._listing():
                 if s not in kept or (s == step and n != number):
@@ -194,13 +185,16 @@ class Checkpointer:
         """Returns the newest committed step, or None; `restore` says whether it is intact."""
         return max(self.steps(), default=None)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, part: str | None = None
+    ) -> tuple[int, Any, dict[str, Any]]:
         """Reads a checkpoint, after comparing every file with the manifest.
 
         Args:
           abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, of the saved structure; the arrays are
             created with these shardings, whatever the mesh they were saved from (none: on the first device).
           step: which one; None for the newest intact one. Corrupt newer ones are said in one warning each.
+          part: reads only what is saved below this name; `abstract_state` is then that part alone.
 
         Returns:
           `(step, state, metadata)`, the state in the classes of `abstract_state`.
@@ -222,16 +216,25 @@ class Checkpointer:
                 "checkpoint step %d in %s is corrupt (%s): falling back to step %d", s, self._directory, problem, found
             )
         folder = self._folder(found)
-        body = _read_manifest(folder)
-        abstract = _by_path(abstract_state)
-        _check_structure(folder, body["leaves"], abstract)
+        body = manifest.read(folder)
+        saved = body["leaves"]
+        if part is None:
+            abstract = _by_path(abstract_state)
+        else:
+            abstract = _by_path({part: abstract_state})
+            saved = {name: leaf for name, leaf in saved.items() if name.startswith(f"{part}/")}
+        _check_structure(folder, saved, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = {name: here if x.sharding is None else x.sharding for name, x in abstract.items()}
         full = {name: x for name, x in abstract.items() if x.size}
         wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in full.items()}
         arrays = self._orbax.restore(
             folder / _ARRAYS,
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)),
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=part is not None,
+            ),
         )
         for name, x in abstract.items():
             if not x.size:
@@ -249,8 +252,8 @@ class Checkpointer:
         bad = {}
         for s in [step] if step is not None else sorted(self._folders(), reverse=True):
             try:
-                return _read_manifest(self._folder(s))["metadata"]
-            except _Corrupt as error:
+                return manifest.read(self._folder(s))["metadata"]
+            except manifest.Corrupt as error:
                 bad[s] = str(error)
         raise self._none_intact(step, bad)
 
@@ -263,7 +266,7 @@ class Checkpointer:
             left = [s for s in folders if s not in bad and only in (None, s)]
             if not left:
                 return -1, {s: p for s, p in bad.items() if s in folders}
-            problem = _problem(folders[max(left)])
+            problem = manifest.problem(folders[max(left)])
             if problem is None:
                 return max(left), {s: p for s, p in bad.items() if s in folders}
             bad[max(left)] = problem
@@ -372,84 +375,3 @@ def _check_structure(folder: pathlib.Path, saved: dict[str, list], abstract: dic
             f"checkpoint {folder} does not fit the state of this program: {'; '.join(parts)}. "
             "Use the config and the version of the code that wrote it"
         )
-
-
-# --- Manifest ---------------------------------------------------------------------------------------------------------
-
-
-class _Corrupt(Exception):
-    """Says which file of a checkpoint is damaged, and how."""
-
-
-def _render(body: dict[str, Any]) -> bytes:
-    """The manifest's bytes: the body and its own digest."""
-    digest = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return json.dumps({"blake2b": digest, "body": body}, indent=1, sort_keys=True).encode()
-
-
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the manifest's body; raises _Corrupt where it is missing or a byte of it has changed."""
-    try:
-        raw = (folder / _MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise _Corrupt(f"{_MANIFEST} is missing") from None
-    try:
-        body = json.loads(raw)["body"]
-        # Rendering again and comparing bytes also sees changes that leave the parsed content the same.
-        changed = _render(body) != raw
-    except (ValueError, KeyError, TypeError) as error:
-        raise _Corrupt(f"{_MANIFEST} is damaged: {error}") from None
-    if changed:
-        raise _Corrupt(f"{_MANIFEST} has been changed: its digest does not match")
-    if not re.fullmatch(rf"{body['step']:09d}(\.\d+)?", folder.name):
-        raise _Corrupt(f"{_MANIFEST} is that of step {body['step']}: the folder has been renamed or overwritten")
-    return body
-
-
-def _problem(folder: pathlib.Path) -> str | None:
-    """Reads every file of a checkpoint; returns what is wrong with it, or None."""
-
-    def check(item: tuple[str, list]) -> str | None:
-        name, (size, digest) = item
-        try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes, {size} expected"
-            if _sum(folder / name) != digest:
-                return f"{name} has been changed: its digest does not match"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error}"
-        return None
-
-    try:
-        files = _read_manifest(folder)["files"]
-    except _Corrupt as error:
-        return str(error)
-    return next((p for p in _in_threads(check, files.items()) if p is not None), None)
-
-
-def _in_threads(function, items) -> list:
-    """Maps over files; hashing and fsync release the GIL."""
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return list(pool.map(function, items))
-
-
-def _sum(path: pathlib.Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _sync_and_sum(path: pathlib.Path) -> list:
-    _sync(path)
-    return [path.stat().st_size, _sum(path)]
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Forces a file, or a directory's entries, to disk: a rename must not become durable before what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

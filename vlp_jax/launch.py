@@ -24,14 +24,14 @@ CHECKPOINTS = "checkpoints"
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
-    """Parses flags and runs `main`; a UserError becomes one message on standard error and exit status 2."""
+    """Parses flags and runs `main`; an error of the user's or of the file system becomes one message and status 2."""
 
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries log every file they open
         try:
             main(argv)
-        except UserError as error:
+        except (UserError, OSError) as error:
             fail(error)
 
     app.run(guarded)
@@ -49,7 +49,7 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def fail(error: UserError) -> None:
+def fail(error: Exception) -> None:
     """Prints the one message and ends the process with status 2."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -80,10 +80,13 @@ def check_config_flags(argv: list[str]) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument) if argument else module.get_config()
-    for word in words:
-        name = word.partition("=")[0]
-        if name.startswith("config."):
-            config_lib.check_key(config, name.removeprefix("config."))
+    names = [word.partition("=")[0] for word in words]
+    keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
+    for key in keys:
+        config_lib.check_key(config, key)
+        # The flag of a tuple given twice would hold both values, one after the other.
+        if keys.count(key) > 1:
+            raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 
 def set_precision(config: Any) -> None:
@@ -103,7 +106,7 @@ class Run:
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
-    """Restores the parameters that evaluation uses, on this machine's first device, from the run's own saved config.
+    """Restores the parameters that evaluation uses, replicated over this machine's devices, from the run's own config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
@@ -117,11 +120,12 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     tokenizer = tokenizer_lib.Tokenizer(workdir / TOKENIZER_FILE, config.input.max_text_tokens)
     set_precision(config)
     # The devices here need not be those of the run.
-    config_lib.update(config, {"mesh.replica": 1, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1})
-    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})
+    mesh = sharding.make_mesh(config)
     checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False)
     metadata = checkpoints.read_metadata(step)
     setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
-    step, state, _ = checkpoints.restore(setup.abstract, step)
+    part = "params" if setup.abstract.ema is None else "ema"
+    step, params, _ = checkpoints.restore(setup.abstract.evaluated, step, part=part)
     checkpoints.close()
-    return Run(config, tokenizer, setup, state.evaluated, step)
+    return Run(config, tokenizer, setup, params, step)

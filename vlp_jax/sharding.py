@@ -27,7 +27,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
     """Builds the mesh from `config.mesh`; one axis may be -1.
 
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices, or the batch does not divide over them.
+      UserError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
@@ -41,7 +41,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
         raise UserError(
             f"config.mesh ({text}) does not fill the {len(devices)} devices: expected sizes whose product is that"
         )
-    mesh = jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError where the training batch does not divide over the mesh's data axes."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     micro = config.batch_size // config.accumulate_steps
     if micro % ways:
@@ -50,7 +54,6 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
             f"divisible by the {ways} devices of the mesh's data axes; expected a multiple of "
             f"{ways * config.accumulate_steps}"
         )
-    return mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -62,6 +62,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     launch.set_precision(config)
     stop = StopSignal()
     mesh = sharding.make_mesh(config)
+    sharding.check_batch(config, mesh)
     main_process = jax.process_index() == 0
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
 
