@@ -21,7 +21,9 @@ setup(
         "grain>=0.2.18",
         "tensorflow-datasets>=4.9.10",
         "array_record>=0.8.6",
+        "pyarrow>=20",
         "sentencepiece>=0.2.1",
+        "tokenizers>=0.22",
         "ml-collections>=1.1",
         "clu>=0.0.12",
         "av>=17",
@@ -31,6 +33,7 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "beam": ["apache-beam>=2.77"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
         "notebook": ["jupyterlab"],
         "versus": ["torch", "transformers"],

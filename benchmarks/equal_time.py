@@ -19,10 +19,10 @@ import numpy as np
 
 from configs import smaug
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding
+from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
 from vlp_jax.evaluation import retrieval
-from vlp_jax.input import pipeline, sources
+from vlp_jax.input import mixture, pipeline, sources
 from vlp_jax.input import tokenizer as tokenizer_lib
 
 TIMED = 15  # steps that measure a variant's speed
@@ -48,7 +48,7 @@ def configure(variant: str, data: str, seed: int, steps: int) -> Any:
     config = smaug.get_config("tiny_dense" if variant == "dense" else "tiny")
     fixed = {"input.path": data, "input.tokenizer": f"{data}/tokenizer.model", "seed": seed, "epochs": 0.0}
     config_lib.update(config, {**fixed, "name": variant, "steps": steps, **VARIANTS[variant]})
-    config_lib.validate(config)
+    validation.validate(config)
     return config
 
 
@@ -58,15 +58,15 @@ class Run:
     def __init__(self, variant: str, data: str, seed: int, steps: int):
         self.config, self.steps = configure(variant, data, seed, steps), steps
         c = self.config
-        self.source = sources.open_source(c.input)
-        self.tokenizer = tokenizer_lib.Tokenizer(c.input.tokenizer, c.input.max_text_tokens)
+        self.mixture = mixture.open_mixture(c)
+        self.tokenizer = tokenizer_lib.open_tokenizer(c.input.tokenizer, c.input.max_text_tokens, c.input.lowercase)
         self.mesh = sharding.make_mesh(c, jax.devices()[:1])
         self.setup = state_lib.setup(c, self.tokenizer, self.mesh, steps)
         self.step_at = state_lib.train_steps(self.setup, steps)
 
     def batches(self, steps: int):
         """Global batches of the first `steps` steps."""
-        stream = pipeline.train_batches(self.config, self.source, self.tokenizer, start_step=0, stop_step=steps)
+        stream = pipeline.train_batches(self.config, self.mixture, self.tokenizer, start_step=0, stop_step=steps)
         return (sharding.to_global(item.batch, self.mesh) for item in stream)
 
     def warm_up(self) -> dict[bool, Any]:
@@ -85,7 +85,7 @@ class Run:
         """
         with sharding.use_mesh(self.mesh):
             functions, state = self.warm_up(), self.setup.create()
-            epoch = min(-(-len(self.source) // self.config.batch_size), self.steps // 2)
+            epoch = min(-(-len(self.mixture) // self.config.batch_size), self.steps // 2)
             plan = [True] * (epoch + TIMED) + [False] * (TIMED if False in functions else 0)
             took, start = [], time.perf_counter()
             for masked, batch in zip(plan, self.batches(len(plan))):

@@ -26,7 +26,7 @@ import numpy as np
 
 from configs import smaug
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding
+from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
 from vlp_jax.telemetry import flops
 from vlp_jax.types import Batch
@@ -38,7 +38,9 @@ MATMUL = 4096  # side of the matrices that measure the machine
 class Words:
     """Stands in for a tokenizer of BERT's size; the words themselves do not matter here."""
 
-    mask_id, first_word_id, vocab_size = 4, 5, 30_522
+    pad_id, unk_id, cls_id, sep_id, mask_id = range(5)
+    first_word_id, end_word_id, vocab_size = 5, 30_522, 30_522
+    starts_word = np.ones(vocab_size, bool)
 
 
 def random_batch(config: Any, seed: int = 0) -> Batch:
@@ -62,7 +64,7 @@ class Step:
         self.config = smaug.get_config(argument)
         fixed = {"batch_size": batch_size, "compute_dtype": "float32", "input.path": "random", "mesh.data": 1}
         config_lib.update(self.config, {**fixed, **changes})
-        config_lib.validate(self.config)
+        validation.validate(self.config)
         mesh = sharding.make_mesh(self.config, jax.devices()[:1])
         with sharding.use_mesh(mesh):
             setup = state_lib.setup(self.config, Words, mesh, 1000)

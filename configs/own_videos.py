@@ -1,4 +1,4 @@
-"""SMAUG on a folder of one's own videos and a CSV file; small enough for a CPU.
+"""SMAUG on a folder of one's own videos and a table (CSV, TSV or JSON lines); small enough for a CPU.
 
 Launch::
 
@@ -6,8 +6,10 @@ Launch::
     python -m vlp_jax.train --config configs/own_videos.py --config.input.path=clips.csv \\
         --config.input.tokenizer=tokenizer.model --workdir runs/own
 
-The CSV file has a header, a column of paths (`config.input.video_column`), relative to the file's own folder or to
-`config.input.video_root`, and a column of captions (`config.input.caption_column`). `config.input.split` and
+The table ends in .csv, .tsv or .jsonl, and `config.input.path` may be a glob of several. It has a column of paths
+(`config.input.video_column`), relative to the table's own folder or to `config.input.video_root`, a column of captions
+(`config.input.caption_column`) and, where a row means a part of its video, columns of seconds
+(`config.input.start_column`, `config.input.end_column`). CSV and TSV have a header. `config.input.split` and
 `config.evaluation.split` choose rows: `all`, or `column=value|value`.
 
 The argument `gmdcsa24` presets the columns of GMDCSA-24 (23 captioned clips of daily activities and falls, MIT
@@ -24,7 +26,7 @@ OWN = {
     "steps": 200,
     "epochs": 0.0,
     "batch_size": 8,
-    "input.kind": "csv",
+    "input.kind": "table",
     "input.path": "clips.csv",
     "input.split": "all",
     "input.tokenizer": "",

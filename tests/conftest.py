@@ -1,5 +1,7 @@
 """A config small enough to compile in seconds, its tokenizer, random batches and modules: shared by all rooms."""
 
+import os
+import tempfile
 import types
 
 import jax
@@ -40,6 +42,10 @@ TINY = {
 def pytest_configure(config):
     # Compiling is nearly all of a tiny model's time, and three times shorter without XLA's optimisations.
     jax.config.update("jax_disable_most_optimizations", True)
+    # Indices of tables and shards that tests open must not stay in the user's cache; worker processes inherit this.
+    cache = tempfile.TemporaryDirectory(prefix="vlp_jax_cache_")
+    config.add_cleanup(cache.cleanup)
+    os.environ["VLP_JAX_CACHE"] = cache.name
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +56,15 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def fake_tokenizer():
-    """What a recipe reads of a tokenizer: 0 pads, 1 is unknown, 2 CLS, 3 SEP, 4 MASK, words from 5."""
-    return types.SimpleNamespace(mask_id=4, first_word_id=5, vocab_size=64)
+    """What a recipe reads of a tokenizer: 0 pads, 1 is unknown, 2 CLS, 3 SEP, 4 MASK, words from 5.
+
+    Every third piece continues a word.
+    """
+    return types.SimpleNamespace(
+        **{"pad_id": 0, "unk_id": 1, "cls_id": 2, "sep_id": 3, "mask_id": 4},
+        **{"first_word_id": 5, "end_word_id": 64, "vocab_size": 64},
+        starts_word=[i < 5 or i % 3 > 0 for i in range(64)],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_jax import config as config_lib
-from vlp_jax import sharding, state
+from vlp_jax import sharding, state, validation
 from vlp_jax.types import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -79,7 +79,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "words"), BAD, ids=[str(changes) for changes, _ in BAD])
 def test_a_bad_value_is_refused_with_value_expectation_and_fix(tiny_config, changes, words):
     with pytest.raises(UserError) as caught:
-        config_lib.validate(tiny_config(changes))
+        validation.validate(tiny_config(changes))
     message = str(caught.value)
     assert message.count("\n") == 0
     for word in words:
@@ -100,7 +100,7 @@ GOOD = [
 
 @pytest.mark.parametrize("changes", GOOD, ids=str)
 def test_values_at_the_edge_of_their_range_are_accepted(tiny_config, changes):
-    config_lib.validate(tiny_config(changes))
+    validation.validate(tiny_config(changes))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_the_repository_has_configs():
 @pytest.mark.parametrize("recipe", RECIPE_FILES)
 def test_every_config_is_valid_once_it_has_data(recipe):
     config = load(recipe).get_config()
-    config_lib.validate(config_lib.update(config, {"input.path": "somewhere"}))
+    validation.validate(config_lib.update(config, {"input.path": "somewhere"}))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_of_smaug_is_valid_and_dense_only_where_it_says_so(size):
     config = load("smaug").get_config(size)
-    config_lib.validate(config_lib.update(config, {"input.path": "somewhere"}))
+    validation.validate(config_lib.update(config, {"input.path": "somewhere"}))
     dense = size.endswith("_dense")
     assert (config_lib.visible_patches(config) == config_lib.grid(config)) == dense
     assert bool(config.model.pruning.layers) != dense

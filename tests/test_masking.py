@@ -268,7 +268,7 @@ def test_visible_and_hidden_tokens_put_back_in_their_places_give_the_clip():
 
 # --- Words ------------------------------------------------------------------------------------------------------------
 
-WORDS = {"mask_id": 4, "first_word_id": 5, "vocab_size": 1005}
+WORDS = {"mask_id": 4, "special_ids": (0, 1, 2, 3, 4), "words": (5, 1005)}
 
 
 @functools.lru_cache

@@ -94,7 +94,7 @@ class Checkpointer:
         self.wait()
         if step < 0:
             raise ValueError(f"step = {step}: expected 0 or more")
-        arrays = _by_path(state)
+        arrays = by_path(state)
         leaves = {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
         # Through JSON and back, so that what is hashed is exactly what a reader will parse.
         body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
@@ -219,9 +219,9 @@ class Checkpointer:
         body = manifest.read(folder)
         saved = body["leaves"]
         if part is None:
-            abstract = _by_path(abstract_state)
+            abstract = by_path(abstract_state)
         else:
-            abstract = _by_path({part: abstract_state})
+            abstract = by_path({part: abstract_state})
             saved = {name: leaf for name, leaf in saved.items() if name.startswith(f"{part}/")}
         _check_structure(folder, saved, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -239,8 +239,21 @@ class Checkpointer:
         for name, x in abstract.items():
             if not x.size:
                 arrays[name] = jax.device_put(np.zeros(x.shape, x.dtype), places[name])
-        leaves = [arrays[name] for name in abstract]  # `_by_path` keeps the order of the leaves
+        leaves = [arrays[name] for name in abstract]  # `by_path` keeps the order of the leaves
         return found, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), body["metadata"]
+
+    def leaves(self, step: int | None = None) -> tuple[int, dict[str, jax.ShapeDtypeStruct]]:
+        """Returns a step, by default the newest whose manifest is intact, and its leaves by path; reads no array.
+
+        Raises:
+          UserError: there is no such step, or its manifest is missing or damaged.
+        """
+        step, body = self._read_manifest(step)
+        leaves = {
+            name: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype))
+            for name, (dtype, shape) in body["leaves"].items()
+        }
+        return step, leaves
 
     def read_metadata(self, step: int | None = None) -> dict[str, Any]:
         """Returns the metadata of a step, or of the newest one whose manifest is intact; reads no array.
@@ -248,11 +261,14 @@ class Checkpointer:
         Raises:
           UserError: there is no such step, or its manifest is missing or damaged.
         """
+        return self._read_manifest(step)[1]["metadata"]
+
+    def _read_manifest(self, step: int | None) -> tuple[int, dict[str, Any]]:
         self.wait()
         bad = {}
         for s in [step] if step is not None else sorted(self._folders(), reverse=True):
             try:
-                return manifest.read(self._folder(s))["metadata"]
+                return s, manifest.read(self._folder(s))
             except manifest.Corrupt as error:
                 bad[s] = str(error)
         raise self._none_intact(step, bad)
@@ -327,7 +343,7 @@ def _quiet_orbax(record: logging.LogRecord) -> bool:
 # --- State as arrays by path ------------------------------------------------------------------------------------------
 
 
-def _by_path(state: Any) -> dict[str, Any]:
+def by_path(state: Any) -> dict[str, Any]:
     """Leaf path, e.g. "opt_state/0/mu/kernel" -> leaf, in the order of the leaves."""
     out: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:

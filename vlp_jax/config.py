@@ -1,7 +1,7 @@
-"""Every knob with its meaning and range, validation, and derived values.
+"""Every knob with its meaning and range, and values derived from them.
 
-A config file starts from `defaults()` and changes what differs. `validate` is called by each binary before any work;
-its messages quote the offending value, what was expected, and the fix.
+A config file starts from `defaults()` and changes what differs. Each binary calls `validation.validate` before any
+work.
 """
 
 import difflib
@@ -37,25 +37,48 @@ def defaults() -> ml_collections.ConfigDict:
 
     # -- Input: where clips come from and how they become fixed-shape tubes.
     c.input = i = ml_collections.ConfigDict()
-    i.kind = "tfds"  # tfds (ArrayRecord directory written by a builder) | csv (folder of videos and a CSV file)
-    i.path = ""  # tfds: directory holding dataset_info.json; csv: the CSV file
-    i.split = "train"  # tfds: a split's name; csv: all, or column=value|value to keep the rows with those values
-    i.video_root = ""  # csv: folder that the video column is relative to; itself relative to the CSV file's folder
-    i.video_column = "video"  # csv: column holding the video's path
-    i.caption_column = "caption"  # csv: column holding the caption
+    # tfds (ArrayRecord directory written by a builder) | table (folder of videos and a .csv, .tsv or .jsonl file) |
+    # shards (tar files of video2dataset, img2dataset or WebDataset)
+    i.kind = "tfds"
+    # tfds: directory holding dataset_info.json; table: the file, or a glob of several; shards: directory of .tar files,
+    # a glob, or a range such as {00000..00099}.tar
+    i.path = ""
+    # tfds: a split's name, or that of an annotation table (<name>.jsonl) beside dataset_info.json; table: all, or
+    # column=value|value to keep the rows with those values; shards: all, or shards=first..last, counted from 0
+    i.split = "train"
+    i.video_root = ""  # table: folder that the video column is relative to; itself relative to the table's folder
+    i.video_column = "video"  # table: column holding the video's path
+    i.caption_column = "caption"  # table: column holding the caption
+    i.start_column = ""  # table: column holding where the clip starts in the video, seconds; "" for whole videos
+    i.end_column = ""  # table: column holding where it ends; given together with start_column, or not at all
+    i.caption_key = ""  # shards: key of a sample's .json that holds the caption, a.b for b in a; "" takes its .txt
     i.positives = "clip"  # clip | caption: which rows of a batch are positives of each other besides themselves
     i.frames = 4  # T, frames sampled from a clip
     i.image_size = 224  # height and width after the crop, pixels
     i.crop_scale = (0.5, 1.0)  # training crop's share of the frame's area, (low, high); (1, 1) squashes the whole frame
     i.flip = True  # horizontal flip of half the training clips; switch off where captions say left or right
     i.max_text_tokens = 32  # L, longer captions are cut and counted
-    i.tokenizer = ""  # SentencePiece .model made by data/train_tokenizer.py; copied into the workdir
+    # SentencePiece .model (data/train_tokenizer.py makes one; T5's and others work) or WordPiece vocab.txt (BERT's
+    # layout), told apart by content; copied into the workdir.
+    i.tokenizer = ""
+    i.lowercase = True  # vocab.txt: lower-case and strip accents (uncased); a .model does what it was trained to
     i.workers = 0  # decoding processes; 0 decodes in threads of this process
     i.threads = 2  # decoding threads in each process
     i.prefetch = 4  # batches decoded ahead, and at least one by each thread
     i.cache_gib = 0.0  # decoded frames kept in memory by each process, GiB; pays off when clips are few and small
     i.clip_timeout_s = 20.0  # a clip that takes longer to decode is marked invalid, seconds
+    i.max_pixels = 2**26  # clips with larger pictures are invalid, before memory is taken for them; height x width
     i.max_bad_share = 0.05  # the run stops when more than this share of the examples seen did not decode
+
+    # -- Mixture: several training sources by name, each made by `add_source`; empty: `input` alone. Evaluation reads
+    # `input`.
+    c.mixture = ml_collections.ConfigDict()
+
+    # -- Start from another run's parameters: its workdir (the newest checkpoint) or WORKDIR/checkpoints/STEP; "" from
+    # random ones. Temporal position tables of another length are interpolated; every other difference is refused but
+    # for parameters whose path matches one of these regular expressions (in full): they start random, or are left out.
+    c.init_from = ""
+    c.init_may_differ = ()
 
     # -- Model.
     c.model = m = ml_collections.ConfigDict()
@@ -68,6 +91,8 @@ def defaults() -> ml_collections.ConfigDict:
     v.mlp_ratio = 4.0  # hidden width of the MLP over D
     v.attention = "frame"  # frame (tokens see their own frame) | joint (tokens see the whole clip)
     v.pool = "cls"  # cls | mean: what of each frame becomes the clip's embedding
+    # sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
+    v.time_positions = "sincos"
 
     m.masking = k = ml_collections.ConfigDict()
     k.kind = (
@@ -96,8 +121,9 @@ def defaults() -> ml_collections.ConfigDict:
     t.layers = 9
     t.heads = 12
     t.mlp_ratio = 4.0
-    t.mask_ratio = 0.5  # share of the words chosen for masked language modelling, (0, 1)
-    t.mask_policy = "80/10/10"  # 80/10/10 (BERT) | always (each chosen word becomes [MASK])
+    t.mask_ratio = 0.5  # share of the pieces (or words) chosen for masked language modelling, (0, 1)
+    t.whole_words = False  # choose words, and all pieces of a chosen word, instead of pieces one by one
+    t.mask_policy = "80/10/10"  # 80/10/10 (BERT) | always (each chosen piece becomes [MASK])
 
     m.selection = s = ml_collections.ConfigDict()
     s.frames = 2  # frames that the text-guided selector keeps of T / tubelet, 2 or more; 0 keeps all
@@ -178,6 +204,54 @@ def update(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_col
     return config
 
 
+# What a source of the mixture may set for itself, besides its weight; everything else is `config.input`'s.
+SOURCE_KEYS = (
+    "kind",
+    "path",
+    "split",
+    "video_root",
+    "video_column",
+    "caption_column",
+    "start_column",
+    "end_column",
+    "caption_key",
+    "positives",
+    "frames",
+    "crop_scale",
+    "flip",
+)
+
+
+def add_source(config: ml_collections.ConfigDict, name: str, *, weight: float, **values: Any) -> None:
+    """Adds a source to `config.mixture`, e.g. `add_source(config, "cc3m", weight=3, path="datasets/cc3m", frames=1)`.
+
+    Args:
+      weight: above 0; the share of the steps that train on this source, relative to the other sources.
+      values: `config.input` keys (those of SOURCE_KEYS) that differ for this source.
+
+    Raises:
+      UserError: a key that a source cannot have, or a name that is no identifier.
+    """
+    if not name.isidentifier():
+        raise UserError(f"source {name!r} of config.mixture: expected letters, digits and _, no digit first")
+    for key in values:
+        if key not in SOURCE_KEYS:
+            near = difflib.get_close_matches(key, SOURCE_KEYS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"config.mixture.{name}.{key}: expected one of {', '.join(SOURCE_KEYS)}{hint}")
+    with config.unlocked():
+        config.mixture[name] = ml_collections.ConfigDict({**values, "weight": float(weight)})
+
+
+def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+    """`config.input` with the values that the source `name` of `config.mixture` has of its own."""
+    own = config.input.copy_and_resolve_references()
+    for key, value in config.mixture[name].items():
+        if key != "weight":
+            own[key] = value
+    return own
+
+
 def check_key(config: ml_collections.ConfigDict, key: str) -> None:
     """Raises UserError, with the nearest existing key, where the dotted `key` names no knob of `config`."""
     known = leaves(config)
@@ -220,7 +294,13 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     except (ValueError, TypeError) as error:
         raise UserError(f"the saved config is not valid JSON ({error}); restore the workdir's config.json") from None
     config = defaults()
-    missing = sorted(set(leaves(config)) - set(saved))
+    mixture: dict[str, dict[str, Any]] = {}
+    for key in [key for key in saved if key.startswith("mixture.")]:
+        _, name, knob = key.split(".", 2)
+        mixture.setdefault(name, {})[knob] = tuples(saved.pop(key))
+    for name, values in mixture.items():
+        add_source(config, name, **values)
+    missing = sorted(set(leaves(config)) - {key for key in leaves(config) if key.startswith("mixture.")} - set(saved))
     if missing:
         raise UserError(
             f"the saved config lacks {', '.join(missing)}: it was written by another version of vlp_jax; "
@@ -245,10 +325,14 @@ def masked_steps(config: ml_collections.ConfigDict, steps: int) -> int:
     return steps - round(steps * config.model.masking.unmasked_share)
 
 
-def grid(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Returns `(T, N)`: temporal slots of a clip (frames / tubelet) and patches of one of them."""
+def grid(config: ml_collections.ConfigDict, frames: int | None = None) -> tuple[int, int]:
+    """Returns `(T, N)`: temporal slots of a clip (frames / tubelet) and patches of one of them.
+
+    Args:
+      frames: of the clip; `config.input.frames` by default.
+    """
     side = config.input.image_size // config.model.vision.patch_size
-    return config.input.frames // config.model.vision.tubelet, side * side
+    return (config.input.frames if frames is None else frames) // config.model.vision.tubelet, side * side
 
 
 def kept_after(count: int, rate: float) -> int:
@@ -256,190 +340,16 @@ def kept_after(count: int, rate: float) -> int:
     return math.ceil(fractions.Fraction(str(rate)) * count)
 
 
-def visible_patches(config: ml_collections.ConfigDict) -> tuple[int, int]:
+def visible_patches(config: ml_collections.ConfigDict, frames: int | None = None) -> tuple[int, int]:
     """Returns `(T_visible, K)`: the visible temporal slots and the visible patches in each, under the masking config.
 
-    Every kind but `frame` hides patches inside each slot; `frame` hides whole slots.
+    Every kind but `frame` hides patches inside each slot; `frame` hides whole slots. `frames` as in `grid`.
     """
-    slots, patches = grid(config)
+    slots, patches = grid(config, frames)
     ratio = 0.0 if config.model.masking.kind == "none" else config.model.masking.ratio
     if config.model.masking.kind == "frame":
         return slots - round(slots * ratio), patches
     return slots, patches - round(patches * ratio)
-
-
-# --- Validation -------------------------------------------------------------------------------------------------------
-
-_CHOICES = {
-    "compute_dtype": ("float32", "bfloat16"),
-    "matmul_precision": ("default", "highest"),
-    "input.kind": ("tfds", "csv"),
-    "input.positives": ("clip", "caption"),
-    "model.vision.attention": ("frame", "joint"),
-    "model.vision.pool": ("cls", "mean"),
-    "model.masking.kind": ("none", "random", "tube", "block", "frame"),
-    "model.decoder.source": ("before_pruning", "survivors"),
-    "model.decoder.attention": ("frame", "joint"),
-    "model.text.mask_policy": ("80/10/10", "always"),
-    "model.attention_kernel": ("xla", "cudnn"),
-    "model.remat": ("none", "dots", "full"),
-}
-
-# key -> (low, low allowed, high, high allowed, what it is)
-_RANGES = {
-    "model.masking.ratio": (0, True, 1, False),
-    "model.masking.unmasked_share": (0, True, 1, False),
-    "model.pruning.keep_rate": (0, False, 1, True),
-    "model.decoder.share": (0, False, 1, True),
-    "model.text.mask_ratio": (0, False, 1, False),
-    "seed": (0, True, None, True),
-    "model.temperature": (0.001, True, 0.5, True),
-    "model.selection.noise": (0, True, None, True),
-    "input.max_bad_share": (0, True, 1, True),
-    "input.clip_timeout_s": (0, False, None, True),
-    "input.cache_gib": (0, True, None, True),
-    "input.workers": (0, True, None, True),
-    "optimizer.learning_rate": (0, False, None, True),
-    "optimizer.warmup_share": (0, True, 1, False),
-    "optimizer.end_share": (0, True, 1, True),
-    "optimizer.b1": (0, True, 1, False),
-    "optimizer.b2": (0, True, 1, False),
-    "optimizer.weight_decay": (0, True, None, True),
-    "optimizer.clip_norm": (0, True, None, True),
-    "optimizer.ema_decay": (0, True, 1, False),
-    "evaluation.every_steps": (0, True, None, True),
-    "evaluation.rerank": (0, True, None, True),
-    "loss.vtc": (0, True, None, True),
-    "loss.vtm": (0, True, None, True),
-    "loss.mlm": (0, True, None, True),
-    "loss.mvm": (0, True, None, True),
-}
-
-_POSITIVE = (
-    "batch_size accumulate_steps log_every input.frames input.image_size input.max_text_tokens input.threads "
-    "input.prefetch model.vision.patch_size model.vision.tubelet model.vision.width model.vision.layers "
-    "model.vision.heads model.vision.mlp_ratio model.decoder.width model.decoder.layers model.decoder.heads "
-    "model.text.width model.text.layers model.text.heads model.text.mlp_ratio model.fusion.layers model.projection "
-    "checkpoint.every_steps checkpoint.keep evaluation.batch_size"
-).split()
-
-
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks every knob's range and how knobs fit together.
-
-    Raises:
-      UserError: quoting the key, its value, what was expected and the fix.
-    """
-    values = leaves(config)
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            near = difflib.get_close_matches(str(values[key]), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(choices)}{hint}")
-    for key in _POSITIVE:
-        if not values[key] > 0:
-            raise UserError(f"config.{key} = {values[key]!r}: expected a number above 0")
-    for key, (low, low_ok, high, high_ok) in _RANGES.items():
-        value = values[key]
-        above = value >= low if low_ok else value > low
-        below = high is None or (value <= high if high_ok else value < high)
-        if not (above and below):
-            interval = f"{'[' if low_ok else '('}{low}, {'inf' if high is None else high}{']' if high_ok else ')'}"
-            raise UserError(f"config.{key} = {value!r}: expected a number in {interval}")
-    _validate_length(config)
-    _validate_input(config)
-    _validate_model(config)
-
-
-def _validate_length(c):
-    given = {k: c[k] for k in ("steps", "epochs", "examples") if c[k]}
-    if len(given) != 1 or not min(given.values()) > 0:
-        got = ", ".join(f"config.{k}={v}" for k, v in given.items()) or "none of them"
-        raise UserError(
-            f"the run's length: expected exactly one positive value among config.steps, config.epochs and "
-            f"config.examples, got {got}; set the others to 0"
-        )
-    if c.batch_size % c.accumulate_steps:
-        raise UserError(
-            f"config.batch_size = {c.batch_size} is not divisible by config.accumulate_steps = {c.accumulate_steps}"
-        )
-
-
-def _validate_input(c):
-    if len(c.input.crop_scale) != 2:
-        raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected two numbers, (low, high)")
-    low, high = c.input.crop_scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected 0 < low <= high <= 1")
-    if not c.input.path:
-        raise UserError(
-            "config.input.path is empty: expected a dataset directory (kind tfds) or a CSV file (kind csv); "
-            "`python -m data.moving_shapes --out datasets/moving_shapes` makes the embedded one"
-        )
-    if c.input.image_size % c.model.vision.patch_size:
-        raise UserError(
-            f"config.input.image_size = {c.input.image_size} is not a multiple of "
-            f"config.model.vision.patch_size = {c.model.vision.patch_size}"
-        )
-    if c.input.frames % c.model.vision.tubelet:
-        raise UserError(
-            f"config.input.frames = {c.input.frames} is not a multiple of "
-            f"config.model.vision.tubelet = {c.model.vision.tubelet}"
-        )
-
-
-def _validate_model(c):
-    m = c.model
-    for name in ("vision", "decoder", "text"):
-        width, heads = m[name].width, m[name].heads
-        if width % heads:
-            raise UserError(f"config.model.{name}.width = {width} is not divisible by its heads = {heads}")
-    for name in ("vision", "decoder"):
-        if m[name].width % 4:
-            raise UserError(
-                f"config.model.{name}.width = {m[name].width} is not divisible by 4, which its two-dimensional "
-                "sine-cosine positions need"
-            )
-    layers = tuple(m.pruning.layers)
-    if list(layers) != sorted(set(layers)) or any(not 0 <= x < m.vision.layers for x in layers):
-        raise UserError(
-            f"config.model.pruning.layers = {layers}: expected increasing block numbers in "
-            f"[0, {m.vision.layers - 1}] (the encoder has {m.vision.layers} blocks)"
-        )
-    slots, patches = grid(c)
-    visible_slots, visible = visible_patches(c)
-    if min(visible_slots, visible) < 1:
-        raise UserError(
-            f"config.model.masking.ratio = {m.masking.ratio} ({m.masking.kind}) leaves no visible patch of "
-            f"{slots} x {patches}; lower the ratio or use more patches"
-        )
-    if c.loss.mvm and (visible_slots, visible) == (slots, patches):
-        raise UserError(
-            f"config.loss.mvm = {c.loss.mvm} needs hidden patches, but config.model.masking (kind "
-            f"{m.masking.kind!r}, ratio {m.masking.ratio}) hides none; set loss.mvm=0 or raise the ratio"
-        )
-    if m.masking.kind == "frame" and m.decoder.attention == "frame" and c.loss.mvm:
-        raise UserError(
-            "config.model.masking.kind = 'frame' hides whole frames, which per-frame decoding cannot see into: "
-            "set config.model.decoder.attention=joint"
-        )
-    if m.selection.frames == 1:
-        raise UserError(
-            "config.model.selection.frames = 1: the selector learns from how attention weighs the kept frames against "
-            "each other, so that one frame leaves it without a gradient; expected 0 (all) or 2 and more"
-        )
-    if c.loss.vtm and not c.loss.vtc:
-        raise UserError(
-            f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
-            "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
-        )
-    if m.selection.frames < 0 or m.selection.frames > visible_slots:
-        raise UserError(
-            f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
-            f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
-        )
-    if not any(c.loss.values()):
-        raise UserError("every weight in config.loss is 0: there is nothing to train")
 
 
 def freeze(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding
+from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
 from vlp_jax.evaluation import retrieval
@@ -27,7 +27,7 @@ flags.DEFINE_string("workdir", None, "Directory of a training run.", required=Tr
 flags.DEFINE_integer("checkpoint", None, "Step to evaluate; the newest intact one by default.")
 flags.DEFINE_string("task", "retrieval", f"One of {', '.join(TASKS)}.")
 flags.DEFINE_string("split", None, "Split to evaluate on; config.evaluation.split by default.")
-flags.DEFINE_string("input_path", None, "Dataset directory or CSV file; config.input.path of the run by default.")
+flags.DEFINE_string("input_path", None, "Dataset directory, table or shards; config.input.path of the run by default.")
 flags.DEFINE_integer("rerank", None, "Candidates reranked by the matching head; config.evaluation.rerank by default.")
 flags.DEFINE_integer("batch_size", None, "Clips a step; config.evaluation.batch_size by default.")
 flags.DEFINE_integer("clips", 4, "Clips in the reconstruction picture.")
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         "evaluation.batch_size": FLAGS.batch_size,
     }
     config_lib.update(run.config, {key: value for key, value in changes.items() if value is not None})
-    config_lib.validate(run.config)
+    validation.validate(run.config)
     out = pathlib.Path(FLAGS.workdir) / "evaluation"
     out.mkdir(exist_ok=True)
     stem = f"{FLAGS.task}_{re.sub(r'[^A-Za-z0-9_+-]', '-', run.config.evaluation.split)}_{run.step}"

@@ -19,7 +19,6 @@ from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
 CHECKPOINTS = "checkpoints"
 
 
@@ -105,6 +104,20 @@ class Run:
     step: int
 
 
+def stored_tokenizer(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Returns the tokenizer that a run keeps in its workdir, None where there is none."""
+    return next((workdir / name for name in tokenizer_lib.FILE_NAMES if (workdir / name).is_file()), None)
+
+
+def run_tokenizer(workdir: pathlib.Path) -> pathlib.Path:
+    """As `stored_tokenizer`, for a workdir that holds a run and is broken without its tokenizer."""
+    stored = stored_tokenizer(workdir)
+    if stored is None:
+        names = " nor ".join(tokenizer_lib.FILE_NAMES)
+        raise UserError(f"--workdir={workdir} holds a run, but neither {names}: put back the file it was trained with")
+    return stored
+
+
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, from the run's own config.
 
@@ -117,7 +130,9 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     if not (workdir / CONFIG_FILE).is_file():
         raise UserError(f"--workdir={workdir}: holds no {CONFIG_FILE}, so no training run was started there")
     config = config_lib.from_json((workdir / CONFIG_FILE).read_text())
-    tokenizer = tokenizer_lib.Tokenizer(workdir / TOKENIZER_FILE, config.input.max_text_tokens)
+    tokenizer = tokenizer_lib.open_tokenizer(
+        run_tokenizer(workdir), config.input.max_text_tokens, config.input.lowercase
+    )
     set_precision(config)
     # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})

@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCKS = 16  # rectangles drawn for one block mask; together they cover more than any ratio below 1 hides in practice
 
@@ -169,27 +170,40 @@ def mask_words(
     ratio: float,
     policy: str,
     mask_id: int,
-    first_word_id: int,
-    vocab_size: int,
+    special_ids: tuple[int, ...],
+    words: tuple[int, int],
+    starts_word_V: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Chooses words for masked language modelling and hides them.
+    """Chooses pieces of text, or whole words, for masked language modelling and hides them.
 
-    Each word token (never padding nor a special token) is chosen with probability `ratio`. Under `80/10/10` a chosen
-    one becomes [MASK] in 80% of the cases, a random word in 10%, and stays in 10% (BERT); under `always` it becomes
-    [MASK].
+    Each piece (never padding nor a special token) is chosen with probability `ratio`, on its own. With `starts_word_V`
+    each word is, and with it all of its pieces: the expected share of pieces is `ratio` as before, and texts whose
+    words are single pieces are masked as before, draw for draw. (BERT's whole-word masking takes 15% of the pieces of
+    each text by whole words; here the count varies between texts as it does for pieces.)
+
+    Under `80/10/10` a chosen piece becomes [MASK] in 80% of the cases, a random piece in 10%, and stays in 10% (BERT,
+    whose whole-word masking draws this for each piece too); under `always` it becomes [MASK].
 
     Args:
       keys_B: one key per example.
-      ids_BxL: token ids; ids below `first_word_id` are special.
+      ids_BxL: token ids.
       mask_BxL: True on tokens, False on padding.
+      special_ids: ids never chosen.
+      words: `(first, end)`: random pieces are drawn from `[first, end)`.
+      starts_word_V: bool `[V]`, True where a piece begins a word; None to choose pieces.
 
     Returns:
-      `(ids_BxL, chosen_BxL)`: the ids with the chosen words hidden, and which were chosen.
+      `(ids_BxL, chosen_BxL)`: the ids with the chosen pieces hidden, and which were chosen.
     """
     length = ids_BxL.shape[-1]
     choose_BxL, how_BxL = (_uniform(_fold(keys_B, n), (length,)) for n in (0, 1))
-    random_BxL = jax.vmap(lambda k: jax.random.randint(k, (length,), first_word_id, vocab_size))(_fold(keys_B, 2))
-    chosen_BxL = (choose_BxL < ratio) & mask_BxL & (ids_BxL >= first_word_id)
+    random_BxL = jax.vmap(lambda k: jax.random.randint(k, (length,), *words))(_fold(keys_B, 2))
+    if starts_word_V is not None:
+        # The draw at a word's first piece holds for the whole word.
+        place_L = jnp.arange(length)
+        first_BxL = jax.lax.cummax(jnp.where(jnp.asarray(starts_word_V)[ids_BxL], place_L, 0), axis=1)
+        choose_BxL = jnp.take_along_axis(choose_BxL, first_BxL, axis=1)
+    chosen_BxL = (choose_BxL < ratio) & mask_BxL & ~jnp.isin(ids_BxL, jnp.array(special_ids))
     if policy == "always":
         hidden_BxL = jnp.full_like(ids_BxL, mask_id)
     elif policy == "80/10/10":

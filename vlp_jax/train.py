@@ -4,23 +4,27 @@ Any field of the config can be set on the command line, e.g. `--config.optimizer
 process at any moment and running the same command again continues from the newest intact checkpoint.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
+import re
 import signal
 import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vlp_jax import checkpoint, launch, optimizer, sharding
+from vlp_jax import checkpoint, launch, optimizer, sharding, validation, warm_start
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax.evaluation import retrieval
 from vlp_jax.input import ledger as ledger_lib
+from vlp_jax.input import mixture as mixture_lib
 from vlp_jax.input import pipeline, sources
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.telemetry import progress as progress_lib
@@ -54,7 +58,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
       UserError: something in the config, the data or the workdir that the user can mend.
     """
     # -- Config, workdir, data -----------------------------------------------------------------------------------------
-    config_lib.validate(config)
+    validation.validate(config)
     if jax.process_count() > 1:
         raise UserError(
             f"training runs in one process on all devices of a host so far, this job has {jax.process_count()}"
@@ -66,10 +70,12 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     main_process = jax.process_index() == 0
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
 
-    source = sources.open_source(config.input)
-    pipeline.probe(config, source)
-    total_steps = config_lib.total_steps(config, len(source))
-    tokenizer = tokenizer_lib.Tokenizer(check_workdir(config, workdir), config.input.max_text_tokens)
+    mixture = mixture_lib.open_mixture(config)
+    pipeline.probe(mixture)
+    total_steps = config_lib.total_steps(config, len(mixture))
+    tokenizer = tokenizer_lib.open_tokenizer(
+        check_workdir(config, workdir), config.input.max_text_tokens, config.input.lowercase
+    )
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
     run = state_lib.setup(config, tokenizer, mesh, total_steps)
@@ -83,7 +89,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         if metadata["total_steps"] != total_steps:
             raise UserError(
                 f"the run in {workdir} was planned for {metadata['total_steps']} steps, this command gives "
-                f"{total_steps} ({len(source)} examples in {config.input.path}); continue with the same data and "
+                f"{total_steps} ({len(mixture)} examples in {mixture.name}); continue with the same data and "
                 "length, or use a new --workdir"
             )
         meters = Meters(metadata["meters"])
@@ -91,10 +97,16 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     else:
         with sharding.use_mesh(mesh):
             state = run.create()
+            if config.init_from:
+                params, taken_over = warm_start.load(config.init_from, tuple(config.init_may_differ), state.params)
+                state = dataclasses.replace(
+                    state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
+                )
+                say(taken_over)
         say(progress_lib.parameter_overview(run.abstract.params))
     say(
-        f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(source)} clips in "
-        f"{config.input.path}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(mixture)} clips in {mixture.name}, "
+        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
@@ -104,11 +116,12 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     evaluator = make_evaluator(config, run, tokenizer) if config.evaluation.every_steps else None
     step_at = state_lib.train_steps(run, total_steps)
     learning_rate = optimizer.schedule(config, total_steps)
+    part_of = mixture.schedule(total_steps)
     progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=main_process)
     waiting = progress_lib.DataWait()
     batches = pipeline.train_batches(
         config,
-        source,
+        mixture,
         tokenizer,
         start_step=step,
         stop_step=total_steps,
@@ -136,7 +149,9 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         if step % config.log_every == 0 or step == total_steps:
             means = {**meters.means(), "learning_rate": float(learning_rate(step - 1))}
             speed = progress.update(step, means, waiting.share())
-            writers.write(step, {**means, "examples": step * config.batch_size, "bad_clips": ledger.bad, **speed})
+            drawn = {"examples": step * config.batch_size}
+            drawn |= {f"examples/{k}": n for k, n in mixture.examples(part_of[:step], config.batch_size).items()}
+            writers.write(step, {**means, **drawn, "bad_clips": ledger.bad, **speed})
 
     every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
     cut = 0
@@ -193,37 +208,42 @@ def check_workdir(config: Any, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: expected a directory, or a name for a new one")
-    config_file, tokenizer_file = workdir / launch.CONFIG_FILE, workdir / launch.TOKENIZER_FILE
+    config_file, stored = workdir / launch.CONFIG_FILE, launch.stored_tokenizer(workdir)
     given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
     make_one = "make one with `python -m data.train_tokenizer --input {} --output {}`"
     if given and not given.is_file():
         hint = make_one.format(config.input.path, config.input.tokenizer)
         raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; {hint}")
-    if not given and not tokenizer_file.is_file():
+    tokenizer_file = given or stored
+    if tokenizer_file is None:
         hint = make_one.format(config.input.path, "tokenizer.model")
-        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model; {hint}")
+        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
     # Until something is saved, a first command that failed binds the next one to nothing.
     if config_file.is_file() and (workdir / launch.CHECKPOINTS).is_dir():
         saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
         for key, value in asked.items():
-            if saved[key] != value and not key.startswith(tuple(MAY_CHANGE)):
+            # A source of the mixture may change what config.input may.
+            knob = re.sub(r"^mixture\.\w+\.", "input.", key)
+            if saved.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):
                 raise UserError(
-                    f"--workdir={workdir} holds a run with config.{key} = {saved[key]!r}, this command says {value!r}; "
-                    "use a new --workdir for another run, or the saved value to continue this one"
+                    f"--workdir={workdir} holds a run with config.{key} = {saved.get(key)!r}, this command says "
+                    f"{value!r}; use a new --workdir for another run, or the saved value to continue this one"
                 )
-        if given and tokenizer_file.is_file() and given.read_bytes() != tokenizer_file.read_bytes():
-            raise UserError(
-                f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {tokenizer_file}"
-            )
-        return tokenizer_file
-    return given or tokenizer_file
+        if given and stored and given.read_bytes() != stored.read_bytes():
+            raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {stored}")
+        return launch.run_tokenizer(workdir)
+    return tokenizer_file
 
 
 def prepare_workdir(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
     """Makes the workdir and stores the config and the tokenizer in it."""
     try:
         workdir.mkdir(exist_ok=True)
-        write_atomically(workdir / launch.TOKENIZER_FILE, tokenizer.serialized())
+        # Of an earlier command that saved nothing, another kind of tokenizer may be there; it goes first, so that a
+        # workdir never holds two.
+        for name in set(tokenizer_lib.FILE_NAMES) - {tokenizer.file_name}:
+            (workdir / name).unlink(missing_ok=True)
+        write_atomically(workdir / tokenizer.file_name, tokenizer.serialized())
         write_atomically(workdir / launch.CONFIG_FILE, config_lib.to_json(config).encode())
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from None

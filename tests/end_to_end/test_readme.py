@@ -49,6 +49,13 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
         words[words.index("--workdir") + 1] = str(tmp_path / "run")
         given = {word.partition("=")[0] for word in words}
         small = [flag for flag in command("")[5:] if flag.startswith("--config.")]
+        if "smaug_5m" in text:
+            small += [f"--config.mixture.{name}.path={shapes}" for name in ("webvid", "cc3m")]
+            small += ["--config.input.crop_scale=(1.0,1.0)", "--config.input.max_text_tokens=18"]
+            if "stage1" in text:
+                small = [flag for flag in small if "selection.frames" not in flag and "input.frames" not in flag]
+            else:
+                words = [word for word in words if "init_from" not in word]  # tests/end_to_end/test_curriculum.py
         small = [flag for flag in small if flag.partition("=")[0] not in given]
         if own:  # the path and tokenizer are the user's
             small = [flag for flag in small if not flag.startswith(("--config.input.path", "--config.input.tokenizer"))]
@@ -59,6 +66,8 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
         words[words.index("--workdir") + 1] = str(workdir)
         if own:
             words[words.index("all")] = "test"
+    elif module == "vlp_jax.input.check":
+        words += ["--sample", "4"]
     elif module == "benchmarks.step_time":
         words += ["--size", "tiny", "--steps", "1", "--batch", "4"]
     else:

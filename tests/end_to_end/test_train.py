@@ -126,7 +126,7 @@ def test_bad_clips_are_counted_listed_and_harmless(tmp_path, shapes, command, ru
     videos = sorted((folder / "videos").glob("train_*.mp4"))
     videos[0].write_bytes(b"")
     videos[1].write_bytes(videos[1].read_bytes()[:500])
-    csv = {"input.kind": "csv", "input.path": str(folder / "clips.csv"), "input.split": "split=train"}
+    csv = {"input.kind": "table", "input.path": str(folder / "clips.csv"), "input.split": "split=train"}
     csv |= {"evaluation.split": "split=test", "input.max_bad_share": 0.5}
     workdir = tmp_path / "run"
     done = run(command(workdir, **csv))
@@ -164,11 +164,11 @@ def refusals(tmp_path):
             ["input.frames = 32", "has 16 frames"],
         ),
         "CSV without columns": (
-            {"input.kind": "csv", "input.path": table, "input.split": "all"},
+            {"input.kind": "table", "input.path": table, "input.split": "all"},
             workdir,
             ["video", "file", "text"],
         ),
-        "empty dataset": ({"input.kind": "csv", "input.path": empty, "input.split": "all"}, workdir, ["empty.csv"]),
+        "empty dataset": ({"input.kind": "table", "input.path": empty, "input.split": "all"}, workdir, ["empty.csv"]),
         "unknown split": ({"input.split": "trian"}, workdir, ["trian", "train"]),
         "missing tokenizer": ({"input.tokenizer": "nowhere.model"}, workdir, ["nowhere.model", "data.train_tokenizer"]),
         "no length": ({"steps": 0}, workdir, ["config.steps", "config.epochs"]),

@@ -64,21 +64,16 @@ def make_clip():
     return _make_clip
 
 
-def _make_model(texts, controls=("[CLS]", "[SEP]", "[MASK]"), pad_id=0, **options):
+def _make_model(texts, controls=("[CLS]", "[SEP]", "[MASK]"), **options):
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=out,
-        vocab_size=120,
         hard_vocab_limit=False,
-        pad_id=pad_id,
-        unk_id=pad_id + 1,
-        bos_id=-1,
-        eos_id=-1,
         control_symbols=list(controls),
         normalization_rule_name="nmt_nfkc_cf",
         minloglevel=2,
-        **options,
+        **{"vocab_size": 120, "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, **options},
     )
     return out.getvalue()
 

@@ -8,7 +8,7 @@ from vlp_jax.input.pipeline import HostBatch
 from vlp_jax.types import Batch, UserError
 
 
-def batch(errors, start=0, padding=0, names=None):
+def batch(errors, start=0, padding=0, names=None, source=""):
     """One row for each of `errors` ('' is a good clip), then `padding` rows."""
     size = len(errors) + padding
     is_padding = np.arange(size) >= len(errors)
@@ -17,26 +17,53 @@ def batch(errors, start=0, padding=0, names=None):
     empty = np.zeros((size, 0))
     valid = np.array([not e for e in errors]) & ~is_padding
     data = Batch(empty, empty, empty, valid, np.arange(start, start + size, dtype=np.int32), empty)
-    return HostBatch(data, names, [""] * size, [f"videos/{n}" for n in names], errors, is_padding, np.arange(size), 0)
+    return HostBatch(
+        data, names, [""] * size, [f"videos/{n}" for n in names], errors, is_padding, np.arange(size), source, 0
+    )
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_bad_clip_is_written_once_with_path_reason_and_first_example(tmp_path):
+def test_bad_clips_are_written_with_path_source_reason_first_example_and_count(tmp_path):
     path = tmp_path / "run" / "ledger.jsonl"
     ledger = Ledger(path, 1.0)
     ledger.add(batch(["", "empty: 0 bytes", ""], start=10, names=["a", "b", "c"]))
     ledger.add(batch(["truncated", "empty: 0 bytes"], start=13, names=["d", "b"]))
     ledger.add(batch([""] * 1, start=15))
-    written = [{k: e[k] for k in ("clip_id", "origin", "error", "index")} for e in lines(path) if "clip_id" in e]
+    ledger.add(batch(["truncated"], start=16, names=["d"], source="webvid"))
+    keys = ("clip_id", "origin", "source", "error", "index", "count")
+    written = [tuple(e[k] for k in keys) for e in lines(path) if "clip_id" in e]
     assert written == [
-        {"clip_id": "b", "origin": "videos/b", "error": "empty: 0 bytes", "index": 11},
-        {"clip_id": "d", "origin": "videos/d", "error": "truncated", "index": 13},
+        ("b", "videos/b", "input", "empty: 0 bytes", 11, 1),
+        ("d", "videos/d", "input", "truncated", 13, 1),
+        ("b", "videos/b", "input", "empty: 0 bytes", 11, 2),
+        ("d", "videos/d", "webvid", "truncated", 16, 1),
     ]
-    assert (ledger.seen, ledger.bad) == (6, 3)
-    assert ledger.summary() == f"bad clips: 2, 3 of 6 examples (50.00%), listed in {path}"
+    assert (ledger.seen, ledger.bad) == (7, 4)
+
+
+def test_the_last_line_of_a_clip_tells_how_many_examples_met_it(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for _ in range(2):
+        ledger = Ledger(path, 1.0)
+        for _ in range(50):
+            ledger.add(batch(["bad", "", "worse"], names=["a", "b", "c"]))
+        ledger.finish()
+    rows = [e for e in lines(path) if "clip_id" in e]
+    assert {e["clip_id"]: e["count"] for e in rows} == {"a": 100, "c": 100}
+    assert len(rows) < 20
+
+
+def test_the_summary_counts_the_five_most_frequent_reasons():
+    ledger = Ledger(None, 1.0)
+    errors = [f"truncated: {n} of 90 frames are there" for n in range(7)] + ["empty caption"] * 3
+    ledger.add(batch([*errors, "a", "b", "b", "c", "d", "e", ""]))
+    assert ledger.summary() == (
+        "bad clips: 16, 16 of 17 examples (94.12%): 7 x truncated: N of N frames are there; 3 x empty caption; 2 x b; "
+        "1 x a; 1 x c; and 2 other reasons"
+    )
 
 
 def test_padding_is_neither_seen_nor_bad(tmp_path):
@@ -95,7 +122,7 @@ def test_a_resumed_ledger_repeats_no_clip_and_keeps_the_counts(tmp_path):
     second = Ledger(path, 1.0)
     assert (second.seen, second.bad) == (23, 2)
     second.add(batch(["bad", "new"], names=["a", "z"]))
-    assert [e["clip_id"] for e in lines(path) if "clip_id" in e] == ["a", "c", "z"]
+    assert [e["clip_id"] for e in lines(path) if "clip_id" in e] == ["a", "c", "a", "z"]
     assert (second.seen, second.bad) == (25, 4)
 
 
@@ -118,7 +145,8 @@ def test_a_line_torn_by_a_crash_does_not_break_the_resume(tmp_path, torn):
     path.write_bytes(whole[:-torn])
     resumed = Ledger(path, 1.0)
     resumed.add(batch(["bad", "bad"], names=["a", "ü"]))
-    assert [e["clip_id"] for e in lines(path)] == ["a", "ü"]
+    # What the torn line told is lost, so that the clip counts from 1 again; the other has been met twice.
+    assert {e["clip_id"]: e["count"] for e in lines(path)} == {"a": 2, "ü": 1}
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path):

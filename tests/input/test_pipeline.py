@@ -14,7 +14,8 @@ import pytest
 
 from vlp_jax import config as config_lib
 from vlp_jax.input import pipeline, sources, video
-from vlp_jax.input.tokenizer import Tokenizer
+from vlp_jax.input.mixture import Mixture, Part
+from vlp_jax.input.tokenizer import open_tokenizer
 from vlp_jax.types import UserError
 
 CLIPS = 23
@@ -44,7 +45,7 @@ def config(folder):
     changes = {
         "batch_size": 8,
         "seed": 3,
-        "input.kind": "csv",
+        "input.kind": "table",
         "input.path": str(folder / "clips.csv"),
         "input.split": "all",
         "input.frames": 4,
@@ -61,11 +62,17 @@ def source(config):
 
 @pytest.fixture
 def tokenizer(model):
-    return Tokenizer(model, 12)
+    return open_tokenizer(model, 12)
+
+
+def alone(config, source):
+    return Mixture((Part("", config.input, source),))
 
 
 def train(config, source, tokenizer, start, stop, **where):
-    return list(pipeline.train_batches(config, source, tokenizer, start_step=start, stop_step=stop, **where))
+    return list(
+        pipeline.train_batches(config, alone(config, source), tokenizer, start_step=start, stop_step=stop, **where)
+    )
 
 
 def assert_same(left, right):
@@ -225,7 +232,7 @@ def test_an_error_of_the_source_reaches_the_consumer(config, source, tokenizer):
 
 def test_a_killed_worker_is_an_error_and_leaves_no_process(config, source, tokenizer):
     config.input.workers = 1
-    batches = pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=10_000)
+    batches = pipeline.train_batches(config, alone(config, source), tokenizer, start_step=0, stop_step=10_000)
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
@@ -238,7 +245,7 @@ def test_a_killed_worker_is_an_error_and_leaves_no_process(config, source, token
 def test_workers_outlive_an_interrupt_so_that_the_trainer_can_finish_its_step(config, source, tokenizer):
     expected = train(config, source, tokenizer, 0, 40)
     config.input.workers = 1
-    batches = pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=40)
+    batches = pipeline.train_batches(config, alone(config, source), tokenizer, start_step=0, stop_step=40)
     got = [next(batches)]
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGINT)
@@ -247,7 +254,7 @@ def test_workers_outlive_an_interrupt_so_that_the_trainer_can_finish_its_step(co
 
 def test_closing_early_ends_the_workers(config, source, tokenizer):
     config.input.workers = 1
-    batches = pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=10_000)
+    batches = pipeline.train_batches(config, alone(config, source), tokenizer, start_step=0, stop_step=10_000)
     next(batches)
     batches.close()
     assert not multiprocessing.active_children()
@@ -256,13 +263,13 @@ def test_closing_early_ends_the_workers(config, source, tokenizer):
 ORPHAN = """
 import json, multiprocessing, sys
 from vlp_jax import config as config_lib
-from vlp_jax.input import pipeline, sources
-from vlp_jax.input.tokenizer import Tokenizer
+from vlp_jax.input import mixture, pipeline
+from vlp_jax.input.tokenizer import open_tokenizer
 if __name__ == "__main__":
     config = config_lib.from_json(open(sys.argv[1]).read())
     config.input.workers = 1
     batches = pipeline.train_batches(
-        config, sources.open_source(config.input), Tokenizer(sys.argv[2], 12), start_step=0, stop_step=10000
+        config, mixture.open_mixture(config), open_tokenizer(sys.argv[2], 12), start_step=0, stop_step=10000
     )
     next(batches)
     print(json.dumps([p.pid for p in multiprocessing.active_children()]), flush=True)
@@ -307,9 +314,9 @@ def test_rows_must_divide_over_the_processes(config, source, tokenizer):
 
 def test_more_examples_than_int32_counts_are_refused(config, source, tokenizer):
     config.batch_size = 2**20
-    assert pipeline.train_batches(config, source, tokenizer, start_step=2047, stop_step=2047) is not None
+    assert pipeline.train_batches(config, alone(config, source), tokenizer, start_step=2047, stop_step=2047) is not None
     with pytest.raises(UserError, match=r"2048 steps of 1048576 examples exceed.*at most 2047 steps"):
-        pipeline.train_batches(config, source, tokenizer, start_step=0, stop_step=2048)
+        pipeline.train_batches(config, alone(config, source), tokenizer, start_step=0, stop_step=2048)
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------
@@ -356,13 +363,13 @@ def test_padding_rows_carry_a_token_so_that_attention_stays_finite(config, sourc
 
 
 def test_probe_passes_where_one_clip_decodes(config, source):
-    pipeline.probe(config, source)
+    pipeline.probe(alone(config, source))
 
 
 def test_probe_names_the_frame_count_where_all_are_too_short(config, source):
     config.input.frames = 32
     with pytest.raises(UserError, match=re.escape("config.input.frames = 32, but clip 'c0.mp4' has 12 frames")):
-        pipeline.probe(config, source)
+        pipeline.probe(alone(config, source))
 
 
 def test_probe_stops_where_nothing_decodes(config, tmp_path, folder):
@@ -370,7 +377,7 @@ def test_probe_stops_where_nothing_decodes(config, tmp_path, folder):
     with pytest.raises(
         UserError, match=r"none of 8 clips of .* decodes; the first is 'c0.mp4' .*No such file.*video_root"
     ):
-        pipeline.probe(config, sources.open_source(config.input))
+        pipeline.probe(alone(config, sources.open_source(config.input)))
 
 
 def test_probe_tries_at_most_eight_clips(config, source, monkeypatch):
@@ -382,5 +389,5 @@ def test_probe_tries_at_most_eight_clips(config, source, monkeypatch):
 
     monkeypatch.setattr(video, "decode", refuse)
     with pytest.raises(UserError):
-        pipeline.probe(config, source)
+        pipeline.probe(alone(config, source))
     assert len(tried) == len(set(tried)) == 8

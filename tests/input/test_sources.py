@@ -1,4 +1,4 @@
-import csv
+import json
 import pathlib
 import pickle
 import re
@@ -11,15 +11,14 @@ from vlp_jax import config as config_lib
 from vlp_jax.input import sources
 from vlp_jax.types import UserError
 
-REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/gmdcsa24"
-
 
 class TinyClips(tfds.core.GeneratorBasedBuilder):
-    """Ten records that are no videos; `drop` names features to leave out."""
+    """Records that are no videos; `drop` names features to leave out, `splits` says how many there are."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded; TFDS would look for checksums through a package that need not be there
     drop: tuple[str, ...] = ()
+    splits: dict[str, int] = {"train": 7, "test": 3}  # noqa: RUF012
 
     def _info(self):
         features = {
@@ -32,7 +31,7 @@ class TinyClips(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(kept))
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(7), "test": self._generate_examples(3)}
+        return {split: self._generate_examples(count) for split, count in self.splits.items()}
 
     def _generate_examples(self, count):
         for i in range(count):
@@ -51,18 +50,9 @@ def dataset(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("tfds"))
 
 
-def write_csv(path, rows, columns=("video", "caption", "part")):
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([columns, *rows])
-    return str(path)
-
-
 def configure(**changes):
     config = config_lib.defaults()
     return config_lib.update(config, {f"input.{k}": v for k, v in changes.items()}).input
-
-
-ROWS = [("a.mp4", "one, two", "x"), ("deep/b.mp4", "drei ä", "y"), ("c.mp4", 'say "go"', "zz"), ("a.mp4", "again", "x")]
 
 
 # --- tfds -------------------------------------------------------------------------------------------------------------
@@ -123,81 +113,80 @@ def test_tfds_directory_must_exist_and_hold_a_dataset(dataset, tmp_path):
         sources.open_source(configure(path=str(above)))
 
 
-# --- csv --------------------------------------------------------------------------------------------------------------
+# --- Annotation tables ------------------------------------------------------------------------------------------------
 
 
-def test_csv_rows_become_records_relative_to_the_csv_file(tmp_path):
-    path = write_csv(tmp_path / "clips.csv", ROWS)
-    source = sources.open_source(configure(kind="csv", path=path, split="all"))
-    assert [source[i] for i in range(len(source))] == [
-        sources.Record(str(tmp_path / video), caption, video) for video, caption, _ in ROWS
-    ]
-    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+def annotate(dataset, name, rows):
+    (pathlib.Path(dataset) / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_csv_root_and_columns_come_from_the_config(tmp_path):
-    path = write_csv(tmp_path / "clips.csv", [("f.mp4", "text")], ("file", "sentence"))
-    source = sources.open_source(
-        configure(
-            kind="csv", path=path, split="all", video_root="/videos", video_column="file", caption_column="sentence"
-        )
-    )
-    assert source[0] == sources.Record("/videos/f.mp4", "text", "f.mp4")
+@pytest.fixture
+def evaluation_set(tmp_path, monkeypatch):
+    """Five clips in the split `clips`, two tables of captions, and lists of other things."""
+    monkeypatch.setenv("VLP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(TinyClips, "splits", {"clips": 5, "train": 2})
+    path = prepare(tmp_path)
+    stored = sources.TfdsSource(path, "clips")
+    ids = [stored[i].clip_id for i in range(5)]
+    (pathlib.Path(path) / "clips.txt").write_text("".join(f"{clip_id}\n" for clip_id in ids))
+    rows = [("c3", "x"), ("c0", "y"), ("c3", "zä"), ("c1", "")]
+    annotate(path, "test_1k", [{"clip_id": c, "caption": text} for c, text in rows])
+    annotate(path, "moments", [{"clip_id": "c2", "caption": "x", "start": 1, "end": 2.5}])
+    annotate(path, "qa_test", [{"question_id": 1, "clip_id": "c0", "question": "?", "answer": "!"}])
+    (pathlib.Path(path) / "failed.jsonl").write_text("no JSON\n")
+    return path
 
 
-def test_csv_split_keeps_the_rows_with_one_of_the_values(tmp_path):
-    path = write_csv(tmp_path / "clips.csv", ROWS)
-    source = sources.open_source(configure(kind="csv", path=path), "part=x|zz")
-    assert [source[i].caption for i in range(len(source))] == ["one, two", 'say "go"', "again"]
-    with pytest.raises(UserError, match="matches no row"):
-        sources.open_source(configure(kind="csv", path=path), "part=z")
-    with pytest.raises(UserError, match="matches no row"):
-        sources.open_source(configure(kind="csv", path=path), "part=xy")
+def test_an_annotation_table_is_a_split_of_one_record_a_row(evaluation_set):
+    source = sources.open_source(configure(path=evaluation_set), "test_1k")
+    expected = [("c3", "x"), ("c0", "y"), ("c3", "zä"), ("c1", "")]
+    for one in (source, pickle.loads(pickle.dumps(source))):
+        assert [one[i] for i in range(len(one))] == [
+            sources.Record(bytes([0, int(c[1:]), 255]) * 50, text, c) for c, text in expected
+        ]
 
 
-def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path):
-    (tmp_path / "c.csv").write_text("\ufeffvideo,caption\na.mp4,x\n\n,\n", encoding="utf-8")
-    assert len(sources.open_source(configure(kind="csv", path=str(tmp_path / "c.csv"), split="all"))) == 1
+def test_an_annotated_span_is_a_clip_of_its_own(evaluation_set):
+    record = sources.TfdsSource(evaluation_set, "moments")[0]
+    assert record == sources.Record(bytes([0, 2, 255]) * 50, "x", "c2#t=1,2.5", (1.0, 2.5))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"video_column": "vidoe"}, "no column 'vidoe', only video, caption, part; did you mean 'video'.*video_column"),
-        ({"caption_column": "text"}, "no column 'text', only video, caption, part.*config.input.caption_column"),
-        ({"split": "part=q"}, "matches no row: column 'part' holds x, y, zz"),
-        ({"split": "prat=x"}, "no column 'prat'.*did you mean 'part'"),
-        ({"split": "train"}, "split 'train'.*expected 'all' or 'column=value|value'; columns: video, caption, part"),
-        ({"path": "none.csv"}, "config.input.path = 'none.csv': no such file"),
-    ],
-)
-def test_wrong_csv_settings_say_what_is_there(tmp_path, changes, message):
-    path = write_csv(tmp_path / "clips.csv", ROWS)
+def test_a_split_of_the_dataset_goes_before_a_table_of_that_name(evaluation_set):
+    annotate(evaluation_set, "train", [{"clip_id": "c0", "caption": "x"}] * 3)
+    assert len(sources.TfdsSource(evaluation_set, "train")) == 2
+
+
+def test_unknown_split_lists_splits_and_tables_of_captions(evaluation_set):
     with pytest.raises(UserError) as caught:
-        sources.open_source(configure(**{"kind": "csv", "path": path, "split": "all", **changes}))
-    assert re.search(message.replace("|", r"\|"), str(caught.value)), caught.value
+        sources.TfdsSource(evaluation_set, "test_1ka")
+    assert re.search(
+        "expected one of clips, train, or of the annotation tables moments, test_1k; did you mean 'test_1k'",
+        str(caught.value),
+    )
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"video,caption\n", "has a header and no rows"),
-        (b"", "no column 'video', only none"),
-        (b"video,caption\na.mp4\n", "fewer cells than the header"),
-        (b"video,caption\na.mp4,\xff\xfe\n", "not a CSV file in UTF-8"),
-    ],
-    ids=["no rows", "no bytes", "short row", "not UTF-8"],
-)
-def test_broken_csv_files_are_refused(tmp_path, content, message):
-    (tmp_path / "c.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        sources.open_source(configure(kind="csv", path=str(tmp_path / "c.csv"), split="all"))
+def test_annotations_of_unknown_clips_are_refused(evaluation_set):
+    annotate(evaluation_set, "test_1k", [{"clip_id": c, "caption": "x"} for c in ("c0", "nowhere")])
+    with pytest.raises(UserError, match=r"1 rows are about clips that clips.txt does not list, the first 'nowhere'"):
+        sources.TfdsSource(evaluation_set, "test_1k")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the clips of GMDCSA-24 are not beside the checkout")
-def test_real_captions_file_opens_by_subject():
-    common = {"kind": "csv", "path": str(REAL / "captions.csv"), "video_root": str(REAL / "clips")}
-    every = sources.open_source(configure(**common, video_column="clip", split="all"))
-    parts = [sources.open_source(configure(**common, video_column="clip", split=f"subject={s}")) for s in "1234"]
-    assert len(every) == 23 == sum(len(p) for p in parts)
-    assert all(pathlib.Path(every[i].video).is_file() for i in range(23))
+def test_a_list_of_clips_in_another_order_than_the_records_is_noticed(evaluation_set):
+    listed = pathlib.Path(evaluation_set) / "clips.txt"
+    listed.write_text("\n".join(reversed(listed.read_text().split())) + "\n")
+    source = sources.TfdsSource(evaluation_set, "test_1k")
+    with pytest.raises(UserError, match=r"clips.txt of .* names 'c\d' where the records hold 'c\d'"):
+        [source[i] for i in range(4)]
+
+
+# --- Other kinds ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match=r"kind = 'csv': expected one of tfds, table, shards"):
+        sources.open_source(configure(kind="csv", path="clips.csv"))
+
+
+def test_spans_are_named_to_the_millisecond():
+    assert sources.span_id("a", None) == "a"
+    assert sources.span_id("a", (0.0, 3725.125)) == "a#t=0,3725.125"

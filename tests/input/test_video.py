@@ -1,5 +1,4 @@
 import io
-import itertools
 import math
 import pathlib
 import pickle
@@ -8,10 +7,10 @@ import threading
 import av
 import numpy as np
 import pytest
-from av.video.reformatter import Interpolation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.input.streams import STREAMS
 from vlp_jax.input import video
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/gmdcsa24/clips"
@@ -19,16 +18,6 @@ REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/gmdcsa24/clips"
 
 def generator(seed=0):
     return np.random.Generator(np.random.Philox(seed))
-
-
-def full_decode(data, size):
-    """Every frame, squashed, by the plainest use of PyAV."""
-    with av.open(io.BytesIO(data)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        how = {"width": size, "height": size, "format": "rgb24", "threads": 1}
-        how["interpolation"] = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
-        return np.stack([f.reformat(**how).to_ndarray() for f in container.decode(stream)])
 
 
 # --- sample_frames ----------------------------------------------------------------------------------------------------
@@ -94,101 +83,6 @@ def test_whole_frame_is_taken_at_scale_one():
     assert video.sample_crop(31, 77, (1, 1), generator()) == (0, 0, 31, 77)
 
 
-# --- decode: exactness ------------------------------------------------------------------------------------------------
-
-X264 = "bframes=3:b-adapt=0:ref=4:keyint=12:min-keyint=12:scenecut=0:b-pyramid=normal"
-STREAMS = {
-    "one group": {},
-    "b-frames": {"options": {"x264-params": X264}},
-    "open groups": {"options": {"x264-params": X264 + ":open-gop=1"}},
-    "open groups, one reference": {
-        "options": {"x264-params": "bframes=5:b-adapt=0:ref=1:keyint=10:open-gop=1:scenecut=0"}
-    },
-    "intra refresh": {"options": {"x264-params": "intra-refresh=1:keyint=10"}},
-    "variable frame rate": {
-        "options": {"x264-params": X264},
-        "durations": np.random.default_rng(0).integers(5, 200, 48),
-    },
-    "edit list that starts inside a group": {
-        "options": {"x264-params": X264},
-        "shift": 700,
-        "muxer": {"avoid_negative_ts": "disabled"},
-    },
-    "fragmented mp4": {"options": {"x264-params": X264}, "muxer": {"movflags": "frag_keyframe+empty_moov"}},
-    "matroska": {"options": {"x264-params": X264}, "container": "matroska"},
-    "transport stream": {"options": {"x264-params": X264}, "container": "mpegts"},
-    "avi without presentation times": {"options": {"x264-params": X264}, "container": "avi"},
-    "mpeg4": {"codec": "mpeg4", "gop": 12},
-    "mpeg4 with b-frames": {"codec": "mpeg4", "gop": 12, "b_frames": 2},
-    "mpeg2 with b-frames": {"codec": "mpeg2video", "gop": 12, "b_frames": 2, "container": "mpeg"},
-    "vp9": {
-        "codec": "libvpx-vp9",
-        "container": "webm",
-        "gop": 20,
-        "options": {"deadline": "realtime", "cpu-used": "8"},
-    },
-    "vp9 with hidden frames": {
-        "codec": "libvpx-vp9",
-        "container": "webm",
-        "gop": 20,
-        "options": {"deadline": "good", "cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16"},
-    },
-}
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_training_frames_equal_those_of_a_full_decode(name, make_clip):
-    data = make_clip(count=48, **STREAMS[name])
-    every = full_decode(data, 32)
-    assert len(every) == 48 or (name.startswith("edit list") and 20 < len(every) < 48)
-    assert len({f.tobytes() for f in every}) == len(every)  # else a wrong frame could pass
-    for seed in range(8):
-        chosen = video.sample_frames(len(every), 4, generator(seed))
-        got = video.decode(data, frames=4, size=32, rng=generator(seed))
-        np.testing.assert_array_equal(got, every[chosen], err_msg=f"seed {seed}")
-    centre = video.decode(data, frames=5, size=32)
-    np.testing.assert_array_equal(centre, every[video.sample_frames(len(every), 5, None)])
-
-
-def test_every_pair_of_frames_is_exact_across_open_groups(make_clip):
-    data = make_clip(count=30, options={"x264-params": "bframes=3:b-adapt=0:ref=3:keyint=8:open-gop=1:scenecut=0"})
-    every = full_decode(data, 16)
-    for pair in itertools.combinations(range(30), 2):
-        frames = video._Reader(data, 20.0).read(lambda count, pair=pair: pair, None)
-        np.testing.assert_array_equal(
-            video._to_tube(frames, 16, None, (1, 1), False), every[list(pair)], err_msg=str(pair)
-        )
-
-
-def test_only_groups_that_hold_a_target_are_decoded(make_clip):
-    data = make_clip(count=60, options={"x264-params": "bframes=0:keyint=10:min-keyint=10:scenecut=0"})
-    reader = video._Reader(data, 20.0)
-    assert reader._runs({3, 37}, reader._timestamps()) == [(0, 3), (30, 37)]
-    assert reader._runs({9, 10, 11}, reader._timestamps()) == [(0, 11)]
-
-
-def test_path_and_bytes_give_the_same_pixels(make_clip, tmp_path):
-    make_clip(tmp_path / "a.mp4")
-    by_path = video.decode(str(tmp_path / "a.mp4"), frames=4, size=32)
-    np.testing.assert_array_equal(by_path, video.decode((tmp_path / "a.mp4").read_bytes(), frames=4, size=32))
-    assert by_path.shape == (4, 32, 32, 3) and by_path.dtype == np.uint8
-
-
-def test_metadata_in_an_unknown_encoding_does_no_harm(make_clip):
-    data = make_clip(title="a title in ASCII")
-    damaged = data.replace(b"a title in ASCII", b"a title \xff\xfe\xe9 ASC")
-    assert damaged != data
-    np.testing.assert_array_equal(video.decode(damaged, frames=4, size=32), video.decode(data, frames=4, size=32))
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the clips of GMDCSA-24 are not beside the checkout")
-def test_real_clips_equal_a_full_decode():
-    for path in sorted(REAL.glob("*.mp4"))[:3]:
-        every = full_decode(path.read_bytes(), 56)
-        got = video.decode(str(path), frames=8, size=56)
-        np.testing.assert_array_equal(got, every[video.sample_frames(len(every), 8, None)])
-
-
 # --- decode: crop, flip, rotation -------------------------------------------------------------------------------------
 
 
@@ -245,98 +139,6 @@ def test_a_box_of_the_shown_frame_maps_to_the_coded_frame(turns):
     top, left, h, w = 1, 2, 3, 2
     y, x, hc, wc = video._unrotate((top, left, h, w), 5, 7, turns)
     np.testing.assert_array_equal(np.rot90(coded[y : y + hc, x : x + wc], turns), shown[top : top + h, left : left + w])
-
-
-# --- decode: bad input ------------------------------------------------------------------------------------------------
-
-
-def audio(codec, container):
-    target = io.BytesIO()
-    with av.open(target, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=8000, layout="mono")
-        for i in range(4):
-            frame = av.AudioFrame.from_ndarray(
-                np.zeros((1, 1024), np.float32 if codec == "aac" else np.int16),
-                "fltp" if codec == "aac" else "s16",
-                "mono",
-            )
-            frame.rate, frame.pts = 8000, 1024 * i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    return target.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "empty: 0 bytes"),
-        (b"this is a text\n" * 200, "not a readable video"),
-        (np.random.default_rng(0).bytes(5000), "not a readable video"),
-        (audio("aac", "mp4"), r"no video stream \(only audio\)"),
-        (audio("pcm_s16le", "wav"), r"no video stream \(only audio\)"),
-    ],
-    ids=["zero bytes", "text", "noise", "aac", "wav"],
-)
-def test_what_is_no_video_is_refused_with_the_reason(data, reason, tmp_path):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(data)
-    for given_ in (data, str(path)):
-        with pytest.raises(video.VideoError, match=reason):
-            video.decode(given_, frames=4, size=32)
-
-
-def test_a_missing_file_a_folder_and_a_playlist_are_refused(make_clip, tmp_path):
-    make_clip(tmp_path / "a.mp4")
-    (tmp_path / "list.mp4").write_bytes(b"ffconcat version 1.0\nfile a.mp4\n")
-    for name, reason in (("none.mp4", "No such file"), ("", "not a regular file"), ("list.mp4", "a playlist")):
-        with pytest.raises(video.VideoError, match=reason):
-            video.decode(str(tmp_path / name), frames=4, size=32)
-
-
-def test_too_short_a_clip_says_both_numbers(make_clip):
-    with pytest.raises(video.TooFewFrames, match=r"^16 frames, fewer than the 32 asked$") as caught:
-        video.decode(make_clip(count=16), frames=32, size=32)
-    assert caught.value.count == 16
-
-
-@pytest.mark.parametrize("container", ["index in front", "index at the end", "matroska", "webm"])
-def test_a_truncated_file_is_never_a_shorter_clip(container, make_clip, tmp_path):
-    path = tmp_path / "clip"
-    if container == "webm":
-        make_clip(
-            path, count=40, codec="libvpx-vp9", container="webm", options={"deadline": "realtime", "cpu-used": "8"}
-        )
-    elif container == "matroska":
-        make_clip(path, count=40, container="matroska")
-    else:
-        make_clip(path, count=40, muxer={"movflags": "faststart"} if "front" in container else {})
-    data = path.read_bytes()
-    video.decode(data, frames=4, size=32)
-    for tenths in range(1, 10):
-        with pytest.raises(video.VideoError):
-            video.decode(data[: len(data) * tenths // 10], frames=4, size=32)
-
-
-@pytest.mark.parametrize("container", ["mp4", "mpegts", "matroska", "avi"])
-def test_flipped_bits_give_a_tube_or_a_reason(container, make_clip):
-    data = make_clip(count=40, container=container)
-    rng = np.random.default_rng(1)
-    outcomes = set()
-    for _ in range(120):
-        damaged = bytearray(data)
-        for at in rng.integers(len(data), size=rng.integers(1, 20)):
-            damaged[at] ^= 1 << rng.integers(8)
-        try:
-            outcomes.add(video.decode(bytes(damaged), frames=4, size=32).shape)
-        except video.VideoError as e:
-            outcomes.add("error")
-            assert str(e) and "\n" not in str(e)
-    assert outcomes == {(4, 32, 32, 3), "error"}
-
-
-def test_the_time_limit_holds(make_clip):
-    with pytest.raises(video.VideoError, match="time limit of 0 s"):
-        video.decode(make_clip(), frames=4, size=32, timeout_s=0.0)
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import config as config_lib
+from vlp_jax import validation
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 3
@@ -86,7 +87,7 @@ print(json.dumps(out))
 @pytest.fixture(scope="module")
 def results(tiny_config, fake_tokenizer):
     config = tiny_config(CHANGES)
-    config_lib.validate(config)
+    validation.validate(config)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

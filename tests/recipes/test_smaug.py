@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from vlp_jax import config as config_lib
+from vlp_jax import validation
 from vlp_jax.models.vision import patchify
 from vlp_jax.objectives import contrastive, masked_vision
 from vlp_jax.recipes import recipe
@@ -65,7 +66,7 @@ def model(tiny_config, fake_tokenizer):
     @functools.cache
     def make(name):
         config = tiny_config(VARIANTS[name])
-        config_lib.validate(config)
+        validation.validate(config)
         with nnx.use_eager_sharding(False):
             return config, *nnx.split(recipe.build(config, fake_tokenizer, nnx.Rngs(0)))
 

@@ -1,8 +1,11 @@
 """The ledger of bad clips: what did not decode, where it lies and why; and the limit past which a run stops."""
 
+import collections
 import json
 import math
 import pathlib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,13 +14,30 @@ from vlp_jax.input.pipeline import HostBatch
 from vlp_jax.types import UserError
 
 
-class Ledger:
-    """Counts good and bad examples, and writes each bad clip once to a JSON-lines file.
+def kind_of(error: str) -> str:
+    """The error without what differs from clip to clip: numbers become N."""
+    return re.sub(r"\d+(\.\d+)?", "N", error)
 
-    A line holds `clip_id`, `origin` (path or dataset), `error`, `index` (the first example that met it), and the
-    counts so far, `seen` and `bad`. A ledger opened on an existing file knows its clips, does not repeat them, and
-    goes on from the last counts written. Lines with counts alone are written each time `seen` has doubled, so that a
-    killed run forgets at most half of them.
+
+def count_kinds(errors: Iterable[tuple[str, int]], most: int = 5) -> str:
+    """Lists `(error, examples)` pairs by kind, the most frequent first: `12 x truncated: N of N frames are there`."""
+    kinds: collections.Counter[str] = collections.Counter()
+    for error, count in errors:
+        kinds[kind_of(error)] += count
+    listed = [f"{count:,} x {kind}" for kind, count in kinds.most_common(most)]
+    rest = len(kinds) - len(listed)
+    return "; ".join(listed) + (f"; and {rest} other reasons" if rest > 0 else "")
+
+
+class Ledger:
+    """Counts good and bad examples, and writes each bad clip to a JSON-lines file.
+
+    A line holds `clip_id`, `origin` (path or dataset), `source` (its name in `config.mixture`, `input` where the run
+    has a single one), `error`, `index` (the first example that met it), `count` (the examples so far that did), and
+    the counts over all clips so far, `seen` and `bad`. A clip is written again when its count has doubled and at the
+    run's end: its last line holds. A ledger opened on an existing file knows its clips and goes on from the last counts
+    written. Lines with counts alone are written each time `seen` has doubled, so that a killed run forgets at most
+    half of them.
 
     The rule: `add` raises once `bad > max_bad_share * seen` and at least `min_examples` were seen, so that one bad
     clip among the first few does not end a run; `finish` applies the limit whatever the number, for sets that are
@@ -39,7 +59,8 @@ class Ledger:
         self._path = None if path is None else pathlib.Path(path)
         self._max_bad_share = max_bad_share
         self._min_examples = min_examples
-        self._clips: dict[str, dict[str, Any]] = {}
+        self._clips: dict[tuple[str, str], dict[str, Any]] = {}  # (source, clip_id) -> its newest entry
+        self._counted: dict[tuple[str, str], int] = {}  # `count` of its last line
         self.seen = 0  # examples, padding aside
         self.bad = 0  # of them, those that did not decode
         self._written = 0  # `seen` of the last line
@@ -64,7 +85,10 @@ class Ledger:
                 ) from e
             self._written = self.seen
             if "clip_id" in entry:
-                self._clips[entry["clip_id"]] = entry
+                # Ledgers of earlier versions name no source and count no examples.
+                entry = {"source": "input", "count": 1} | entry
+                self._clips[entry["source"], entry["clip_id"]] = entry
+                self._counted[entry["source"], entry["clip_id"]] = entry["count"]
 
     def add(self, host: HostBatch) -> None:
         """Counts a batch; padding rows count as nothing.
@@ -76,16 +100,22 @@ class Ledger:
         failed = real & ~np.asarray(host.batch.valid)
         self.seen += int(real.sum())
         self.bad += int(failed.sum())
+        source = host.source or "input"
         for row in np.flatnonzero(failed):
-            if host.clip_ids[row] not in self._clips:
-                entry = {
+            key = source, host.clip_ids[row]
+            if key not in self._clips:
+                self._clips[key] = {
                     "clip_id": host.clip_ids[row],
                     "origin": host.origins[row],
+                    "source": source,
                     "error": host.errors[row],
                     "index": int(host.batch.index[row]),
+                    "count": 0,
                 }
-                self._clips[host.clip_ids[row]] = entry
-                self._append(entry)
+            entry = self._clips[key]
+            entry["count"] += 1
+            if entry["count"] >= 2 * self._counted.get(key, 0):
+                self._append_clip(key)
         if self._clips and self.seen >= 2 * self._written:
             self._append({})
         if self.seen >= self._min_examples:
@@ -97,17 +127,25 @@ class Ledger:
         Raises:
           UserError: the share of bad examples is over the limit.
         """
+        for key, entry in self._clips.items():
+            if entry["count"] != self._counted[key]:
+                self._append_clip(key)
         if self._clips:
             self._append({})
         self._check()
 
     def summary(self) -> str:
-        """One line: how many examples and clips were bad, and where they are listed."""
+        """One line: how many examples and clips were bad, the five most frequent reasons, and where all are listed."""
         if not self.bad:
             return f"bad clips: none in {self.seen} examples"
         where = f", listed in {self._path}" if self._path else ""
         share = f"{self.bad / self.seen:.2%}"
-        return f"bad clips: {len(self._clips)}, {self.bad} of {self.seen} examples ({share}){where}"
+        why = count_kinds((c["error"], c["count"]) for c in self._clips.values())
+        return f"bad clips: {len(self._clips)}, {self.bad} of {self.seen} examples ({share}){where}: {why}"
+
+    def _append_clip(self, key: tuple[str, str]) -> None:
+        self._counted[key] = self._clips[key]["count"]
+        self._append(self._clips[key])
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._written = self.seen

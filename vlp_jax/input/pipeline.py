@@ -1,8 +1,9 @@
 """Records to host batches: order, decoding in threads and processes, tokens.
 
-The order is a pure function of (seed, step): example `g = step * batch_size + row` of the run's endless stream is
-record `order[g]`, a permutation per epoch, and its augmentation is drawn from `(seed, g)`. Resuming is starting at a
-step; no number of hosts, threads or worker processes changes a batch.
+The order is a pure function of (seed, step): step s trains on one source of the mixture, as its n-th batch, and row r
+of it is record `order[n * batch_size + r]` of that source, a permutation per epoch. The augmentation is drawn from
+`(seed, g)`, where `g = s * batch_size + r` counts the examples of the run. Resuming is starting at a step; no number of
+hosts, threads or worker processes changes a batch.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from vlp_jax.input import video
+from vlp_jax.input.mixture import Mixture, Part
 from vlp_jax.input.sources import Record, Source
 from vlp_jax.input.tokenizer import Tokenizer
 from vlp_jax.types import Batch, UserError
@@ -44,6 +46,7 @@ class HostBatch:
       errors: B reasons, '' where the clip is fine or the row is padding.
       is_padding: bool `[B]`, rows beyond the dataset's end (evaluation only); they are no failures.
       records: int32 `[B]`, record number in the source, -1 for padding.
+      source: name of the source in the mixture, '' where there is but one.
       cut: how many captions were longer than L.
     """
 
@@ -54,12 +57,13 @@ class HostBatch:
     errors: list[str]
     is_padding: Any
     records: Any
+    source: str
     cut: int
 
 
 def train_batches(
     config: ml_collections.ConfigDict,
-    source: Source,
+    mixture: Mixture,
     tokenizer: Tokenizer,
     *,
     start_step: int,
@@ -83,15 +87,23 @@ def train_batches(
             f"{stop_step} steps of {size} examples exceed the 2**31 - 1 = {2**31 - 1} that example numbers can count; "
             f"run at most {(2**31 - 1) // size} steps, or lower config.batch_size"
         )
-    order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+    # A number of its own for each source's permutation: two sources of one length are not read in the same order.
+    orders = [
+        grain.MapDataset.range(len(part.source)).seed(config.seed + number).shuffle().repeat()
+        for number, part in enumerate(mixture.parts)
+    ]
+    part_of = mixture.schedule(stop_step)
+    batch_of = np.empty(stop_step, np.int64)  # how many batches of the same source came before
+    for number in range(len(orders)):
+        mine = part_of == number
+        batch_of[mine] = np.arange(mine.sum())
 
-    def rows(step: int) -> list[tuple[int, int]]:
-        first = step * size + process_index * local
-        return [(g, order[g]) for g in range(first, first + local)]
+    def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
+        first, number = process_index * local, int(part_of[step])
+        at = int(batch_of[step]) * size + first
+        return number, [(step * size + first + i, orders[number][at + i]) for i in range(local)]
 
-    return _stream(
-        _Loader(config.input, source, tokenizer, rows, seed=config.seed), start_step, stop_step, config.input
-    )
+    return _stream(_Loader(mixture.parts, tokenizer, rows, seed=config.seed), start_step, stop_step, config.input)
 
 
 def evaluation_batches(
@@ -114,21 +126,26 @@ def evaluation_batches(
     local = _local_rows(batch_size, process_count, "config.evaluation.batch_size")
     count = len(source)
 
-    def rows(step: int) -> list[tuple[int, int]]:
+    def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
         first = step * batch_size + process_index * local
-        return [(i, i if i < count else _PADDING) for i in range(first, first + local)]
+        return 0, [(i, i if i < count else _PADDING) for i in range(first, first + local)]
 
-    loader = _Loader(config.input, source, tokenizer, rows, seed=None)
+    loader = _Loader((Part("", config.input, source),), tokenizer, rows, seed=None)
     return _stream(loader, 0, math.ceil(count / batch_size), config.input)
 
 
-def probe(config: ml_collections.ConfigDict, source: Source) -> None:
+def probe(mixture: Mixture) -> None:
+    """Probes each source of a run, see `probe_source`."""
+    for part in mixture.parts:
+        probe_source(part.config, part.source)
+
+
+def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
     """Decodes up to 8 evenly spaced records before the run starts, so that a wrong path or frame count shows at once.
 
     Raises:
-      UserError: none of them decodes, or all have fewer than `config.input.frames` frames.
+      UserError: none of them decodes, or all have fewer than `c.frames` frames, c being the source's `config.input`.
     """
-    c = config.input
     count = min(8, len(source))
     first: tuple[Record, video.VideoError] | None = None
     for i in range(count):
@@ -173,32 +190,33 @@ class _Loader:
     """Makes the batch of a step; runs in reading threads, of this or of worker processes.
 
     Attributes:
-      rows: step -> `(index, record number or _PADDING)` of each row.
+      rows: step -> number of its source, and `(index, record number or _PADDING)` of each row.
       seed: None for evaluation.
     """
 
-    config: ml_collections.ConfigDict
-    source: Source
+    parts: tuple[Part, ...]
     tokenizer: Tokenizer
-    rows: Callable[[int], list[tuple[int, int]]]
+    rows: Callable[[int], tuple[int, list[tuple[int, int]]]]
     seed: int | None
 
     def __post_init__(self):
-        cached = self.seed is not None and self.config.cache_gib > 0
-        self._cache = video.FrameCache(self.config.cache_gib) if cached else None
+        budget = self.parts[0].config.cache_gib  # one for all sources
+        self._cache = video.FrameCache(budget) if self.seed is not None and budget else None
 
     def __call__(self, step: int) -> HostBatch:
-        c = self.config
-        rows = self.rows(step)
+        part, rows = self.rows(step)
+        c, source = self.parts[part].config, self.parts[part].source
         # Padding gets an empty caption, not an empty row: attention over no token at all would be 0 / 0.
-        records = [Record(b"", "", "") if number == _PADDING else self.source[number] for _, number in rows]
+        records = [Record(b"", "", "") if number == _PADDING else source[number] for _, number in rows]
         frames = np.zeros((len(rows), c.frames, c.image_size, c.image_size, 3), np.uint8)
         errors = [""] * len(rows)
         for i, ((index, number), record) in enumerate(zip(rows, records)):
             if number == _PADDING:
                 continue
             try:
-                frames[i] = self._decode(record, index, number)
+                if not record.caption:
+                    raise video.VideoError("empty caption")
+                frames[i] = self._decode(c, record, index, (part, number))
             except video.VideoError as e:
                 errors[i] = str(e)
         captions = [r.caption for r in records]
@@ -214,11 +232,11 @@ class _Loader:
             index=np.array([index for index, _ in rows], np.int32),
             positive_id=np.array([_hash31(x) for x in (captions if c.positives == "caption" else clip_ids)], np.int32),
         )
-        origins = ["" if number == _PADDING else _origin(r, self.source) for (_, number), r in zip(rows, records)]
-        return HostBatch(batch, clip_ids, captions, origins, errors, is_padding, numbers, cut)
+        origins = ["" if number == _PADDING else _origin(r, source) for (_, number), r in zip(rows, records)]
+        name = self.parts[part].name
+        return HostBatch(batch, clip_ids, captions, origins, errors, is_padding, numbers, name, cut)
 
-    def _decode(self, record: Record, index: int, number: int) -> np.ndarray:
-        c = self.config
+    def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, int]) -> np.ndarray:
         rng = None
         if self.seed is not None:
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, index))))
@@ -229,9 +247,11 @@ class _Loader:
             rng=rng,
             crop_scale=tuple(c.crop_scale),
             flip=c.flip,
+            span=record.span,
             timeout_s=c.clip_timeout_s,
+            max_pixels=c.max_pixels,
             cache=self._cache,
-            key=number,
+            key=key,
         )
 
 

@@ -1,8 +1,8 @@
-"""Where records come from: a TFDS directory in ArrayRecord, or a CSV file beside a folder of videos."""
+"""Where records come from: a TFDS directory in ArrayRecord, tables beside a folder of videos, or tar shards."""
 
-import csv
 import dataclasses
 import difflib
+import json
 import pathlib
 import threading
 from collections.abc import Iterable
@@ -19,13 +19,20 @@ class Record:
 
     Attributes:
       video: the encoded file's bytes, or its path.
-      caption: the text.
+      caption: the text; '' where there is none, which makes the example a bad one.
       clip_id: names the clip; records with the same name are captions of the same clip.
+      span: (start, end) of the clip inside the file, seconds; the end may be infinite. None for all of it.
     """
 
     video: bytes | str
     caption: str
     clip_id: str
+    span: tuple[float, float] | None = None
+
+
+def span_id(clip_id: str, span: tuple[float, float] | None) -> str:
+    """Names a span of a clip as W3C Media Fragments do, `name#t=start,end`; the whole clip keeps its name."""
+    return clip_id if span is None else f"{clip_id}#t={span[0]:.10g},{span[1]:.10g}"
 
 
 class Source(Protocol):
@@ -43,32 +50,50 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
 
     Args:
       input_config: `config.input`; see `vlp_jax/config.py`.
-      split: instead of `input_config.split`. For kind tfds a split's name, or a TFDS slice such as `train[:10%]`; for
-        kind csv `all`, or `column=value|value`.
+      split: instead of `input_config.split`. Kind tfds: a split's name, a TFDS slice such as `train[:10%]`, or the name
+        of an annotation table beside it; kind table: `all`, or `column=value|value`; kind shards: `all`, or
+        `shards=first..last`.
 
     Raises:
-      UserError: a path, column, feature or split that does not exist (naming those that do), or no record.
+      UserError: a path, column, key, feature or split that does not exist (naming those that do), or no record.
     """
     split = input_config.split if split is None else split
     if input_config.kind == "tfds":
         return TfdsSource(input_config.path, split)
-    if input_config.kind == "csv":
-        return CsvSource(
+    if input_config.kind == "table":
+        from vlp_jax.input.tables import TableSource  # imports this module
+
+        return TableSource(
             input_config.path,
             split,
             video_root=input_config.video_root,
             video_column=input_config.video_column,
             caption_column=input_config.caption_column,
+            start_column=input_config.start_column,
+            end_column=input_config.end_column,
         )
-    raise UserError(f"config.input.kind = {input_config.kind!r}: expected one of tfds, csv")
+    if input_config.kind == "shards":
+        from vlp_jax.input.shards import ShardSource  # imports this module
+
+        return ShardSource(input_config.path, split, caption_key=input_config.caption_key)
+    raise UserError(f"config.input.kind = {input_config.kind!r}: expected one of tfds, table, shards")
 
 
 class TfdsSource:
     """A split of a TFDS dataset written with file_format='array_record'; features video, caption and clip_id.
 
+    An evaluation set holds every clip once, in the split `clips`, and its captions in annotation tables beside
+    dataset_info.json: `<name>.jsonl`, a line a caption, with clip_id, caption and perhaps start and end (seconds);
+    `clips.txt` lists the clip ids in the order of the records. Where `split` is the name of such a table, a record is a
+    row of it joined with its clip; spans become part of the clip_id as in `tables.TableSource`.
+
     Args:
       path: directory holding dataset_info.json.
-      split: a split's name or a TFDS slice of one.
+      split: a split's name, a TFDS slice of one, or the name of an annotation table.
+
+    Raises:
+      UserError: no such directory, dataset, feature, split or table (naming those that exist), no record, or a row
+        about a clip that is not there.
     """
 
     def __init__(self, path: str, split: str):
@@ -90,16 +115,34 @@ class TfdsSource:
                 f"config.input.path = {path!r} is stored as {getattr(info.file_format, 'value', None)}: expected "
                 "array_record, which can be read in any order; prepare it with file_format='array_record'"
             )
-        _require(sorted(info.features), ("video", "caption", "clip_id"), f"config.input.path = {path!r}", "feature")
+        require(sorted(info.features), ("video", "caption", "clip_id"), f"config.input.path = {path!r}", "feature")
+        self._rows: Any = None  # of the annotation table
+        tables = [] if split in info.splits else _annotation_tables(directory)
+        if split in tables:
+            self._open_annotations(directory, split, info)
+            return
         known = sorted(info.splits)
         try:
             self._length = info.splits[split].num_examples
         except (KeyError, ValueError) as e:
-            raise UserError(
-                f"split {split!r} is not in {path}: expected one of {', '.join(known)}{_near(split, known)}"
-            ) from e
+            more = f", or of the annotation tables {', '.join(tables)}" if tables else ""
+            hint = near(split, known + tables)
+            raise UserError(f"split {split!r} is not in {path}: expected one of {', '.join(known)}{more}{hint}") from e
         if not self._length:
             raise UserError(f"split {split!r} of {path} is empty: choose another of {', '.join(known)}")
+
+    def _open_annotations(self, directory: pathlib.Path, table: str, info: Any) -> None:
+        from vlp_jax.input import tables
+
+        if "clips" not in info.splits:
+            raise UserError(
+                f"the annotation table {table!r} of {directory} needs the split `clips`, which is not among "
+                f"{', '.join(sorted(info.splits))}; prepare the dataset anew"
+            )
+        self._split = "clips"
+        count = info.splits["clips"].num_examples
+        self._rows = tables.open_annotations(directory / f"{table}.jsonl", directory / "clips.txt", count)
+        self._length = len(self._rows)
 
     def _forget(self) -> None:
         self._data: Any = None
@@ -125,88 +168,49 @@ class TfdsSource:
             with self._lock:
                 if self._data is None:
                     self._data = self._builder().as_data_source(self._split)
-        row = self._data[int(index)]
-        return Record(row["video"], row["caption"].decode(), row["clip_id"].decode())
+        if self._rows is None:
+            row = self._data[int(index)]
+            return Record(row["video"], row["caption"].decode(), row["clip_id"].decode())
+        from vlp_jax.input.tables import read_span
+
+        annotation = self._rows[int(index)]
+        row, span = self._data[annotation["number"]], read_span(annotation)
+        clip_id = row["clip_id"].decode()
+        if clip_id != annotation["video"]:
+            raise UserError(
+                f"clips.txt of {self._path} names {annotation['video']!r} where the records hold {clip_id!r}; "
+                "prepare the dataset anew"
+            )
+        return Record(row["video"], annotation["caption"], span_id(clip_id, span), span)
 
 
-class CsvSource:
-    """Rows of a CSV file, each naming a video file and holding a caption; the file's name is the clip_id.
-
-    Whether the videos exist shows when they are decoded: a missing one is a bad clip, counted by the ledger.
-
-    Args:
-      path: the CSV file, UTF-8, with a header row.
-      split: `all`, or `column=value|value` to keep the rows that have one of these values.
-      video_root: folder that the video column is relative to; itself relative to the CSV file's own folder.
-      video_column, caption_column: names of the columns.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        split: str = "all",
-        *,
-        video_root: str = "",
-        video_column: str = "video",
-        caption_column: str = "caption",
-    ):
-        file = pathlib.Path(path)
-        if not file.is_file():
-            raise UserError(f"config.input.path = {path!r}: no such file; expected a CSV file with a header row")
-        self.name = f"{path}:{split}"
-        self._root = file.parent / video_root
-        with file.open(newline="", encoding="utf-8-sig") as f:
+def _annotation_tables(directory: pathlib.Path) -> list[str]:
+    """Names of the tables of captions: `<name>.jsonl` beside a `clips.txt`, whose rows have a clip_id and a caption."""
+    if not (directory / "clips.txt").is_file():
+        return []
+    names = []
+    for file in sorted(directory.glob("*.jsonl")):
+        with file.open("rb") as f:
             try:
-                reader = csv.DictReader(f)
-                columns = list(reader.fieldnames or ())
-                where = f"config.input.path = {path!r}"
-                _require(columns, (video_column,), where, "column", "config.input.video_column")
-                _require(columns, (caption_column,), where, "column", "config.input.caption_column")
-                rows = [row for row in reader if any(row.values())]
-            except (UnicodeDecodeError, csv.Error) as e:
-                raise UserError(f"{path} is not a CSV file in UTF-8: {e}") from e
-        if not rows:
-            raise UserError(f"{path} has a header and no rows: expected one row for each clip")
-        rows = _filter(rows, columns, split, path)
-        for row in rows:
-            if row[video_column] is None or row[caption_column] is None:
-                raise UserError(f"{path}: the row {row} has fewer cells than the header")
-        self._rows = [(row[video_column], row[caption_column]) for row in rows]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Record:
-        video, caption = self._rows[index]
-        return Record(str(self._root / video), caption, video)
+                row = json.loads(f.readline())
+            except ValueError:
+                continue  # lists of other things, and whoever wrote them knows their form
+        if isinstance(row, dict) and {"clip_id", "caption"} <= row.keys():
+            names.append(file.stem)
+    return names
 
 
-def _filter(rows: list[dict[str, str]], columns: list[str], split: str, path: str) -> list[dict[str, str]]:
-    if split == "all":
-        return rows
-    column, equals, values = split.partition("=")
-    if not equals:
-        raise UserError(
-            f"split {split!r} of {path}: expected 'all' or 'column=value|value'; columns: {', '.join(columns)}"
-        )
-    _require(columns, (column,), f"split {split!r} of {path}", "column")
-    kept = [row for row in rows if row[column] in values.split("|")]
-    if not kept:
-        present = sorted({str(row[column]) for row in rows})
-        shown = ", ".join(present[:20]) + (f", ... ({len(present)} values)" if len(present) > 20 else "")
-        raise UserError(f"split {split!r} of {path} matches no row: column {column!r} holds {shown}")
-    return kept
-
-
-def _require(present: Iterable[str], wanted: tuple[str, ...], where: str, what: str, knob: str = "") -> None:
+def require(present: Iterable[str], wanted: tuple[str, ...], where: str, what: str, knob: str = "") -> None:
+    """Raises UserError where one of `wanted` is not among those present, naming them and the nearest."""
     present = list(present)
     for name in wanted:
         if name not in present:
             fix = f"; set {knob}" if knob else ""
             listed = ", ".join(present) or "none"
-            raise UserError(f"{where} has no {what} {name!r}, only {listed}{_near(name, present)}{fix}")
+            raise UserError(f"{where} has no {what} {name!r}, only {listed}{near(name, present)}{fix}")
 
 
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def near(name: str, known: list[str]) -> str:
+    """A hint for messages: the known name that is nearest, or nothing."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

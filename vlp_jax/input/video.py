@@ -1,48 +1,18 @@
-"""Clips to fixed-shape tubes: which frames, which crop, and exact decoding of only what they need."""
+"""Clips to fixed-shape tubes: which frames of a clip are taken, which crop of them, and what is kept in memory."""
 
-import bisect
-import contextlib
-import io
-import itertools
 import math
-import os
-import stat
 import threading
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-# libav prints every oddity of every clip to stderr; what matters is raised here and written to the ledger.
-av.logging.set_level(av.logging.PANIC)
-
-# Clips are data: one must not make libav open other files or addresses. See also `_video_stream`.
-_OPTIONS = {"protocol_whitelist": "file"}
-
-# Damaged metadata text is no reason to lose a clip; from version 19 on PyAV does not decode it strictly anyway.
-_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+from vlp_jax.input.container import VideoError, reasons
+from vlp_jax.input.decoder import MAX_PIXELS, Reader, TooFewFrames
 
 # Without the second flag swscale gives two neighbouring pixels of the *result* one colour, whatever the source holds.
 _INTERPOLATION = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
-
-
-class VideoError(Exception):
-    """A clip that cannot be used; `str(error)` is the reason, fit for one line of the ledger."""
-
-
-class TooFewFrames(VideoError):
-    """A sound clip with fewer frames than asked; `count` holds how many it has."""
-
-    def __init__(self, count: int, frames: int):
-        super().__init__(f"{count} frames, fewer than the {frames} asked")
-        self.count = count
-
-
-class _Inexact(Exception):
-    """The packets' timestamps do not name the frames that the decoder returns."""
 
 
 # --- What to take of a clip -------------------------------------------------------------------------------------------
@@ -154,11 +124,13 @@ def decode(
     rng: np.random.Generator | None = None,
     crop_scale: tuple[float, float] = (1.0, 1.0),
     flip: bool = False,
+    span: tuple[float, float] | None = None,
     timeout_s: float = 20.0,
+    max_pixels: int = MAX_PIXELS,
     cache: FrameCache | None = None,
     key: Any = None,
 ) -> np.ndarray:
-    """Decodes T frames of a clip; the pixels equal those of a full decode.
+    """Decodes T frames of a clip, or of an image (one frame); they are the frames that a full decode gives.
 
     Args:
       video: an encoded file's bytes, or its path.
@@ -168,249 +140,62 @@ def decode(
         no flip. Otherwise training: a uniformly random frame of each interval, one random-resized crop and one flip
         (probability 1/2, where `flip`) common to all frames.
       crop_scale, flip: training only; see `sample_crop`.
-      timeout_s: limit for the clip, seconds, checked between packets.
-      cache, key: keeps all frames of the clip under `key`, and finds them there; changes speed only.
+      span: `(start, end)`, seconds from the file's start: frames are taken from those shown at `start <= time < end`.
+      timeout_s: limit for the clip, seconds; see `Reader`.
+      max_pixels: larger pictures are refused.
+      cache, key: keeps all frames of the clip (or its span) under `key`, and finds them there; changes speed only.
 
     Returns:
-      uint8 `[T, size, size, 3]`, RGB. A display rotation by a multiple of 90 degrees is applied.
+      uint8 `[T, size, size, 3]`, RGB. A display rotation by a multiple of 90 degrees is applied, transparency dropped.
 
     Raises:
-      VideoError: missing, empty, truncated or undecodable input, no video stream, fewer than T frames, time limit.
+      VideoError: missing, empty, truncated or undecodable input, no video stream, a picture too large, a span outside
+        the clip, fewer than T frames, time limit.
     """
     entry = None if cache is None else cache.get(key)
-    if entry is None:
-        reader = _Reader(video, timeout_s)
-        if cache is None or not _fill(cache, key, reader):
-            chosen = reader.read(lambda count: sample_frames(count, frames, rng), rng)
-            return _to_tube(chosen, size, rng, crop_scale, flip)
-        entry = cache.get(key)
-    assert entry is not None
-    lock, every = entry
-    chosen = [every[i] for i in sample_frames(len(every), frames, rng)]
+    try:
+        if entry is None:
+            reader = Reader(video, timeout_s, span=span, max_pixels=max_pixels)
+            if cache is None or not _fill(cache, key, reader):
+                state: Any = None if rng is None else rng.bit_generator.state
+
+                def draw_again() -> None:
+                    if rng is not None:
+                        rng.bit_generator.state = state
+
+                chosen = reader.read(lambda count: sample_frames(count, frames, rng), draw_again)
+                return _to_tube(chosen, size, rng, crop_scale, flip)
+            entry = cache.get(key)
+        assert entry is not None
+        lock, every = entry
+        chosen = [every[i] for i in sample_frames(len(every), frames, rng)]
+    except TooFewFrames as e:
+        if span is None:
+            raise
+        raise TooFewFrames(e.count, frames, f" from {span[0]:g} to {span[1]:g} s") from None
     with lock:  # swscale edits the source frame's colour tags while it runs
         return _to_tube(chosen, size, rng, crop_scale, flip)
 
 
-def _fill(cache: FrameCache, key: Any, reader: "_Reader") -> bool:
+def _fill(cache: FrameCache, key: Any, reader: Reader) -> bool:
     """Puts the whole clip into the cache; False where it does not fit, or where not all of its frames decode."""
     if not cache.fits(reader.estimate()):
         return False
     try:
-        cache.put(key, reader.select(range(reader.count())))
-    except (VideoError, _Inexact):
+        every = reader.read_all()
+    except VideoError:
         # The damage may lie beyond the frames that are asked for: the plain path decides what the clip is worth.
         return False
+    if every is not None:
+        cache.put(key, every)
     return cache.get(key) is not None
-
-
-class _Reader:
-    """One clip's packets, and the frames behind chosen ones."""
-
-    def __init__(self, video: bytes | str, timeout_s: float):
-        self._timeout_s = timeout_s
-        self._start_clock()
-        with _reasons("not a readable video"), _open(video) as container:
-            stream = _video_stream(container)
-            self._context = stream.codec_context
-            self._context.thread_type = "NONE"  # the pipeline's threads and processes are the parallelism
-            self._context.thread_count = 1
-            # Opened before any frame is skipped: some decoders (dav1d) read the skip level only here.
-            self._context.open(strict=False)
-            self._packets = self._demux(container, stream)
-            # AVI stores no presentation times; with reordered frames those that libav makes up are wrong.
-            self._timed = container.format.name != "avi" or not self._context.has_b_frames
-
-    def _start_clock(self) -> None:
-        self._deadline = time.monotonic() + self._timeout_s
-
-    def _check_time(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise VideoError(f"not decoded within the time limit of {self._timeout_s:g} s")
-
-    def _demux(self, container, stream) -> list[av.Packet]:
-        packets = []
-        for packet in container.demux(stream):
-            self._check_time()
-            if packet.size:
-                packets.append(packet)
-        if not packets:
-            raise VideoError("no frames")
-        declared = _declared_packets(container, stream)
-        if len(packets) < declared:
-            raise VideoError(f"truncated: {len(packets)} of {declared} frames are there")
-        times = sorted(p.pts for p in packets if p.pts is not None)
-        gaps = [after - before for before, after in itertools.pairwise(times)]
-        end = _declared_end(stream)
-        # The last frame's own duration is not always stored, hence the slack.
-        if gaps and float((times[-1] + 2 * max(gaps)) * packets[0].time_base) < end:
-            raise VideoError(f"truncated: ends at {float(times[-1] * packets[0].time_base):.2f} of {end:.2f} s")
-        return packets
-
-    def _timestamps(self) -> list[int]:
-        """Presentation timestamp of each packet; _Inexact where some have none, or share one."""
-        pts = [p.pts for p in self._packets if p.pts is not None]
-        if not self._timed or len(set(pts)) < len(self._packets):
-            raise _Inexact
-        return pts
-
-    def _order(self) -> list[int]:
-        """Packet numbers in display order, without those that an edit list hides."""
-        pts = self._timestamps()
-        return sorted((i for i, p in enumerate(self._packets) if not p.is_discard), key=pts.__getitem__)
-
-    def count(self) -> int:
-        return len(self._order())
-
-    def estimate(self) -> int:
-        """Bytes that all frames take, 4:2:0."""
-        return len(self._packets) * self._context.width * self._context.height * 3 // 2
-
-    def read(
-        self, choose: Callable[[int], Sequence[int] | np.ndarray], rng: np.random.Generator | None
-    ) -> list[av.VideoFrame]:
-        """Returns the frames that `choose(number of frames)` asks for, increasing."""
-        self._start_clock()  # what filling a cache took is not held against the clip
-        state: Any = None if rng is None else rng.bit_generator.state
-        try:
-            return self.select(choose(self.count()))
-        except _Inexact:
-            if rng is not None:
-                rng.bit_generator.state = state
-            return self._select_by_full_decode(choose)
-
-    def select(self, wanted: Sequence[int] | np.ndarray) -> list[av.VideoFrame]:
-        """Decodes the frames at the display positions `wanted`, and little else.
-
-        Only groups of pictures that hold a target are decoded, up to their last target, and inside them frames that
-        nothing refers to are skipped.
-        """
-        order, pts = self._order(), self._timestamps()
-        targets = {order[i] for i in wanted}
-        by_pts = {pts[i]: i for i in targets}
-        found: dict[int, av.VideoFrame] = {}
-
-        def keep(decoded: list[av.VideoFrame]) -> None:
-            found.update((by_pts[f.pts], f) for f in decoded if f.pts in by_pts)
-
-        with _reasons("undecodable"):
-            for start, stop in self._runs(targets, pts):
-                self._context.flush_buffers()
-                for i in range(start, stop + 1):
-                    self._check_time()
-                    if self._packets[i].is_corrupt:
-                        raise VideoError("undecodable: damaged packet")
-                    self._context.skip_frame = "DEFAULT" if i in targets else "NONREF"
-                    keep(self._context.decode(self._packets[i]))
-                keep(self._context.decode(None))
-        if len(found) < len(targets):
-            raise _Inexact
-        return _sound([found[order[i]] for i in wanted])
-
-    def _runs(self, targets: set[int], pts: list[int]) -> list[tuple[int, int]]:
-        """Ranges of packets, first and last, that decode to the targets."""
-        keys = [i for i, p in enumerate(self._packets) if p.is_keyframe]
-        runs: list[tuple[int, int]] = []
-        for i in sorted(targets):
-            at = bisect.bisect_right(keys, i) - 1
-            if at >= 0 and pts[i] < pts[keys[at]]:
-                at -= 1  # in an open group, frames shown before its key frame refer to the group before it
-            start = keys[at] if at >= 0 else 0
-            if runs and start <= runs[-1][1] + 1:
-                runs[-1] = (runs[-1][0], i)
-            else:
-                runs.append((start, i))
-        return runs
-
-    def _select_by_full_decode(self, choose: Callable[[int], Sequence[int] | np.ndarray]) -> list[av.VideoFrame]:
-        """The slow, plain way, for streams whose packets do not tell their frames: count by decoding, then decode."""
-        count = sum(1 for _ in self._every_frame())
-        if not count:
-            raise VideoError("no frames")
-        wanted = [int(i) for i in choose(count)]
-        chosen = set(wanted)
-        found = {}
-        for i, frame in enumerate(self._every_frame()):
-            if i in chosen:
-                found[i] = frame
-            if i == wanted[-1]:
-                break
-        return _sound([found[i] for i in wanted])
-
-    def _every_frame(self):
-        with _reasons("undecodable"):
-            self._context.flush_buffers()
-            self._context.skip_frame = "DEFAULT"
-            for packet in [*self._packets, None]:
-                self._check_time()
-                yield from self._context.decode(packet)
-
-
-def _open(video: bytes | str):
-    if isinstance(video, str):
-        try:
-            info = os.stat(video)
-        except OSError as e:
-            raise VideoError(f"file not readable: {e.strerror}") from e
-        if not stat.S_ISREG(info.st_mode):
-            raise VideoError("not a regular file")
-        length = info.st_size
-    else:
-        length = len(video)
-    if not length:
-        raise VideoError("empty: 0 bytes")
-    source = video if isinstance(video, str) else io.BytesIO(video)
-    return av.open(source, options=_OPTIONS, **_LENIENT)
-
-
-def _video_stream(container):
-    if container.format.name == "concat":
-        raise VideoError("a playlist, not a video")
-    # Cover art of an audio file is no clip.
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        kinds = sorted({s.type for s in container.streams})
-        raise VideoError(f"no video stream{' (only ' + ', '.join(kinds) + ')' if kinds else ''}")
-    if streams[0].codec_context is None:
-        raise VideoError("no decoder for its codec")
-    return streams[0]
-
-
-def _declared_packets(container, stream) -> int:
-    """How many packets an MP4 or MOV file's index lists; 0 for other containers, whose index is sparse."""
-    return len(stream.index_entries) if "mp4" in container.format.name else 0
-
-
-def _declared_end(stream) -> float:
-    """End of the track in seconds as Matroska and WebM files tag it; 0 where they do not."""
-    try:
-        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    except ValueError:
-        return 0.0
-
-
-@contextlib.contextmanager
-def _reasons(what: str):
-    """Turns libav's errors into VideoError."""
-    try:
-        yield
-    except av.FFmpegError as e:
-        raise VideoError(f"{what}: {e.strerror or type(e).__name__}") from e
-    except IndexError as e:
-        # PyAV's own, where a damaged header makes streams appear or vanish while the container is read.
-        raise VideoError(f"{what}: inconsistent streams") from e
-
-
-def _sound(frames: list[av.VideoFrame]) -> list[av.VideoFrame]:
-    if any(f.is_corrupt for f in frames):
-        raise VideoError("undecodable: damaged frame")
-    return frames
 
 
 def _to_tube(frames: list[av.VideoFrame], size: int, rng, crop_scale, flip) -> np.ndarray:
     """Crops, resizes and converts to RGB: one swscale call a frame, which scales the box to `size` pixels.
 
-    The box's corner is thereby rounded to whole pixels of the result.
+    The box's corner is thereby rounded to whole pixels of the result. Planar RGB is three times faster than packed
+    (swscale has vector code for it), and differs from it by at most 1, where pictures are enlarged.
     """
     coded_h, coded_w = frames[0].height, frames[0].width
     turns = round(frames[0].rotation / 90) % 4  # counterclockwise
@@ -423,12 +208,14 @@ def _to_tube(frames: list[av.VideoFrame], size: int, rng, crop_scale, flip) -> n
     y, x = round(top * (scaled_h - size) / max(1, coded_h - h)), round(left * (scaled_w - size) / max(1, coded_w - w))
     reformatter = VideoReformatter()
     tube = np.empty((len(frames), size, size, 3), np.uint8)
-    with _reasons("not convertible to RGB"):
+    with reasons("not convertible to RGB"):
         for t, frame in enumerate(frames):
             scaled = reformatter.reformat(
-                frame, width=scaled_w, height=scaled_h, format="rgb24", interpolation=_INTERPOLATION, threads=1
+                frame, width=scaled_w, height=scaled_h, format="gbrp", interpolation=_INTERPOLATION, threads=1
             )
-            tube[t] = np.rot90(scaled.to_ndarray()[y : y + size, x : x + size], turns)
+            for plane, channel in zip(scaled.planes, (1, 2, 0)):
+                pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+                tube[t, ..., channel] = np.rot90(pixels[y : y + size, x : x + size], turns)
     if rng is not None and flip and rng.random() < 0.5:
         tube = np.ascontiguousarray(tube[:, :, ::-1])
     return tube

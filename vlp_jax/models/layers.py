@@ -97,8 +97,8 @@ def sincos(positions, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def space_time_positions(slots: int, side: int, width: int) -> np.ndarray:
-    """Fixed positions of the patches of a clip, float32 `[T, N, D]`: MAE's 2-D table plus one over time.
+def space_positions(side: int, width: int) -> np.ndarray:
+    """Fixed positions of the patches of a frame, float32 `[N, D]`: MAE's 2-D table.
 
     Raises:
       ValueError: `width` is not divisible by 4.
@@ -106,14 +106,35 @@ def space_time_positions(slots: int, side: int, width: int) -> np.ndarray:
     if width % 4:
         raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, got {width}")
     y, x = np.divmod(np.arange(side * side), side)
-    space = np.concatenate([sincos(y, width // 2), sincos(x, width // 2)], axis=1)
-    return space[None] + time_positions(slots, width)[:, None]
+    return np.concatenate([sincos(y, width // 2), sincos(x, width // 2)], axis=1)
+
+
+def space_time_positions(slots: int, side: int, width: int) -> np.ndarray:
+    """Fixed positions of the patches of a clip, float32 `[T, N, D]`: MAE's 2-D table plus one over time."""
+    return space_positions(side, width)[None] + time_positions(slots, width)[:, None]
 
 
 def time_positions(slots: int, width: int) -> np.ndarray:
     """Fixed temporal positions, float32 `[T, D]`; zero for the first slot, so that images and frames agree."""
     table = sincos(np.arange(slots), width)
     return table - table[:1]
+
+
+def interpolate_time(table_TxD, slots: int):
+    """A temporal position table for clips of another length, `[T, D] -> [slots, D]`.
+
+    Slot i covers the interval `[i, i + 1) / slots` of the clip, whatever their number: rows are interpolated linearly
+    between the centres of the table's intervals. A clip of one slot, an image, takes the first row; a table of one row
+    serves every slot.
+    """
+    length = table_TxD.shape[0]
+    if slots in (1, length):
+        return table_TxD[:slots]
+    at = np.clip((np.arange(slots) + 0.5) * length / slots - 0.5, 0, length - 1)
+    before = np.floor(at).astype(np.int32)
+    after = np.minimum(before + 1, length - 1)
+    share = (at - before).astype(np.float32)[:, None]
+    return table_TxD[before] * (1 - share) + table_TxD[after] * share
 
 
 def compute_dtype(name: str):

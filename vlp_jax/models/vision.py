@@ -5,12 +5,13 @@ number of patch tokens. `frame` attention stays inside a slot, `joint` attention
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vlp_jax.config import kept_after
+from vlp_jax.config import grid, kept_after
 from vlp_jax.masking import all_visible
 from vlp_jax.models import attention, layers, sparsify
 from vlp_jax.sharding import constrain_batch
@@ -106,6 +107,11 @@ class VideoEncoder(nnx.Module):
         self.dtype = dtype
         self.embed = layers.dense(v.tubelet * v.patch_size**2 * 3, v.width, (None, "embed"), dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (v.width,)) * 0.02, out_sharding=("embed",))
+        # From zeros, as in Frozen in Time: a run that starts from images begins where they ended.
+        learned = v.time_positions == "learned"
+        self.time: Any = (
+            nnx.Param(jnp.zeros((grid(config)[0], v.width)), out_sharding=(None, "embed")) if learned else None
+        )
 
         def make(r):
             return Block(v.width, v.heads, v.mlp_ratio, kernel=config.model.attention_kernel, dtype=dtype, rngs=r)
@@ -131,8 +137,9 @@ class VideoEncoder(nnx.Module):
             patches = jnp.take_along_axis(patches.reshape(b, -1, size), flat[..., None], axis=1)
             patches = patches.reshape(*kept.shape, size)
         x = self.embed(normalise_pixels(patches).astype(self.dtype))
-        x = x + self._positions(slots, count)[kept]
-        cls = self.cls[...] + jnp.asarray(layers.time_positions(slots, x.shape[-1]))[kept[:, :, 0] // count]
+        time = self._time_positions(slots)
+        x = x + self._positions(time, count)[kept]
+        cls = self.cls[...] + time[kept[:, :, 0] // count]
         x = constrain_batch(jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2))
 
         graph, params = nnx.split(self.blocks)
@@ -147,9 +154,15 @@ class VideoEncoder(nnx.Module):
         early = x[:, :, 1:] if early is None else early
         return EncodedVideo(tokens=self.norm(x), kept=kept, early=self.norm(early))
 
-    def _positions(self, slots, count):
-        table = layers.space_time_positions(slots, round(count**0.5), self.cls.shape[0])
-        return jnp.asarray(table.reshape(slots * count, -1), self.dtype)
+    def _time_positions(self, slots):
+        if self.time is None:
+            return jnp.asarray(layers.time_positions(slots, self.cls.shape[0]))
+        return layers.interpolate_time(self.time[...], slots)
+
+    def _positions(self, time_TxD, count):
+        space_NxD = layers.space_positions(round(count**0.5), self.cls.shape[0])
+        table = space_NxD[None] + time_TxD[:, None]
+        return table.reshape(-1, table.shape[-1]).astype(self.dtype)
 
     def _segments(self, params):
         """Cuts the stack where tokens are pruned: (None, several layers) or (layer number, that one layer)."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vlp_jax import config as config_lib
@@ -53,12 +54,13 @@ class Smaug(nnx.Module):
     def __init__(self, config, tokenizer, *, rngs: nnx.Rngs):
         dtype = layers.compute_dtype(config.compute_dtype)
         self.config = config_lib.freeze(config)
-        self.mask_id, self.first_word_id, self.vocab_size = (
-            tokenizer.mask_id,
-            tokenizer.first_word_id,
-            tokenizer.vocab_size,
-        )
+        t = tokenizer
+        self.vocab_size, self.mask_id = t.vocab_size, t.mask_id
+        self.special_ids = (t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id)
+        self.words = (t.first_word_id, t.end_word_id)
         m, w = config.model, config.loss
+        # As bytes, which are hashable and no array: the table belongs to the code of the step, not to its state.
+        self.starts_word = np.asarray(t.starts_word, bool).tobytes() if m.text.whole_words else None
         self.vision = VideoEncoder(config, dtype=dtype, rngs=rngs)
         # Parts exist only where a loss term trains them.
         contrasts, fuses = bool(w.vtc or w.vtm), bool(w.vtm or w.mlm)
@@ -93,7 +95,7 @@ class Smaug(nnx.Module):
         terms, measured = {}, {}
 
         # Sample the visible patches; encode them, pruning inside.
-        mask = self._sample_mask(key_of(0)) if masked else None
+        mask = self._sample_mask(key_of(0), batch.video) if masked else None
         video = self.vision(batch.video, mask.visible if mask else None)
 
         # Encode the words, once whole and once masked.
@@ -143,7 +145,7 @@ class Smaug(nnx.Module):
         # Decode the hidden patches.
         if weights.mvm and mask is not None:
             target = self._target(batch.video, mask.hidden)
-            terms["mvm"] = masked_vision.mvm(self._decode(video, mask), target, batch.valid)
+            terms["mvm"] = masked_vision.mvm(self._decode(video, mask, batch.video), target, batch.valid)
 
         loss = sum(weights[name] * total / jnp.maximum(count, 1) for name, (total, count) in terms.items())
         return Outputs(loss=loss, terms=terms, measurements=measured)
@@ -177,7 +179,7 @@ class Smaug(nnx.Module):
     def reconstruct(self, batch: Batch, key: jax.Array) -> Reconstruction:
         """Masks, encodes and rebuilds a batch as training does, and reports every choice made on the way."""
         keys_B = masking.example_keys(key, batch.index)
-        mask = self._sample_mask(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 0), share=1.0)
+        mask = self._sample_mask(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 0), batch.video, share=1.0)
         video = self.vision(batch.video, mask.visible)
         own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
         text_cls = None if self.selector is None else self.text(batch.text_ids, batch.text_mask)[:, 0]
@@ -186,17 +188,17 @@ class Smaug(nnx.Module):
         slot_BxTv = mask.visible[:, :, 0] // config_lib.grid(self.config)[1]
         frames = jnp.take_along_axis(slot_BxTv, frames, axis=1)
         return Reconstruction(
-            mask=mask, predicted=self._decode(video, mask), kept=video.kept, frames=frames, scores=scores
+            mask=mask, predicted=self._decode(video, mask, batch.video), kept=video.kept, frames=frames, scores=scores
         )
 
     # -- Steps ---------------------------------------------------------------------------------------------------------
 
-    def _sample_mask(self, keys_B, share: float | None = None):
+    def _sample_mask(self, keys_B, clips, share: float | None = None):
         c = self.config
         if c.model.masking.kind == "none":
             return None
-        slots, count = config_lib.grid(c)
-        visible = config_lib.visible_patches(c)
+        slots, count = config_lib.grid(c, clips.shape[1])
+        visible = config_lib.visible_patches(c, clips.shape[1])
         hidden = count if c.model.masking.kind == "frame" else count - visible[1]
         return masking.sample_patches(
             c.model.masking.kind,
@@ -216,8 +218,9 @@ class Smaug(nnx.Module):
             ratio=text.mask_ratio,
             policy=text.mask_policy,
             mask_id=self.mask_id,
-            first_word_id=self.first_word_id,
-            vocab_size=self.vocab_size,
+            special_ids=self.special_ids,
+            words=self.words,
+            starts_word_V=None if self.starts_word is None else np.frombuffer(self.starts_word, bool),
         )
 
     def _encode_texts(self, batch, hidden_ids):
@@ -266,8 +269,8 @@ class Smaug(nnx.Module):
         fused = self.fusion(texts, masks, video.tokens, clips, frames, gate)
         return fused.reshape(b, groups, length, width)
 
-    def _decode(self, video, mask):
-        slots, count = config_lib.grid(self.config)
+    def _decode(self, video, mask, clips):
+        slots, count = config_lib.grid(self.config, clips.shape[1])
         if self.config.model.decoder.source == "survivors":
             tokens, visible = video.tokens[:, :, 1 : 1 + video.kept.shape[-1]], video.kept
         else:

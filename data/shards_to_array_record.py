@@ -1,0 +1,133 @@
+"""Tar shards to ArrayRecord: `python -m data.shards_to_array_record --input 'cc3m/*.tar' --out datasets/cc3m`.
+
+Shards are those of video2dataset, img2dataset or WebDataset (see `vlp_jax.input.shards`). Training reads them in place
+as well (`config.input.kind = 'shards'`); a dataset is one directory to copy, without an index. Media are stored as they
+are, in the order of the shards, with features video, caption and clip_id (SHARD/KEY).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data.corpora import writer
+from vlp_jax.input.shards import ShardSource
+from vlp_jax.input.sources import Record
+from vlp_jax.types import UserError
+
+SETTINGS_FILE = "shards.json"  # what the directory was made from; its presence says that it is complete
+_LARGEST = 2**31 - 2**20  # bytes of media: a record is one protobuf message, below 2 GiB
+
+
+def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split: str = "train") -> str:
+    """Writes the samples of `shards` to `out` and returns what was done, in a line.
+
+    Everything is written to a sibling `<out>.<random>.tmp` and renamed at the end, so `out` is either absent or
+    complete; where it was made from the same shards already, nothing is done. Samples without media or caption, and
+    what of damaged shards could not be read, are listed in `skipped.jsonl` and counted in the line returned.
+
+    Args:
+      shards: a directory of .tar files, a glob, or a brace range.
+      out: directory to make.
+      caption_key: '' for KEY.txt, otherwise a key of KEY.json.
+      split: name of the split to write.
+
+    Raises:
+      UserError: as `ShardSource`; no sample is whole; or `out` holds something else.
+    """
+    out = pathlib.Path(out)
+    settings = {"input": shards, "caption_key": caption_key, "split": split, "version": writer.VERSION}
+    done = _done(out, settings)
+    if done is not None:
+        return f"{out} already holds these shards ({done}): nothing done"
+    start = time.monotonic()
+    source = ShardSource(shards, caption_key=caption_key)
+    skipped: list[dict[str, str]] = [{"shard": shard, "reason": reason} for shard, reason in source.problems]
+    problems = len(skipped)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        path = writer.write_records(partial, "shards", {split: lambda: _records(source, split, skipped)})
+        count = writer.counts_of(path)[split]
+        summary = f"{count} samples of {len(source)}"
+        if skipped:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped)
+            (path / "skipped.jsonl").write_text(lines, encoding="utf-8")
+            summary += f"; {len(skipped) - problems} samples skipped and {problems} faults of shards"
+            summary += f", listed in {out / 'skipped.jsonl'}"
+        details = json.dumps({**settings, "summary": summary}, indent=1)
+        (path / SETTINGS_FILE).write_text(details + "\n", encoding="utf-8")
+        path.rename(out)  # replaces an empty directory, fails on any other
+    finally:
+        shutil.rmtree(partial)
+    return f"wrote {out} in {time.monotonic() - start:.0f} s: {summary}"
+
+
+def _done(out: pathlib.Path, settings: dict[str, str]) -> str | None:
+    """The summary where `out` was made with `settings`, None where it is absent or empty; UserError otherwise."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    path = out / SETTINGS_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{out} exists and has no {SETTINGS_FILE}: expected a new or empty directory; choose another --out"
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differ = [f"{k}={found.get(k)!r} there, {v!r} asked" for k, v in settings.items() if found.get(k) != v]
+    if differ:
+        raise UserError(f"{out} was made with {'; '.join(differ)}: delete it or choose another --out")
+    return found["summary"]
+
+
+def _records(source: ShardSource, split: str, skipped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    progress = writer.Progress(split, len(source))
+    for i in range(len(source)):
+        record = source[i]
+        reason = _unfit(record)
+        if reason:
+            skipped.append({"clip_id": record.clip_id, "reason": reason})
+        else:
+            yield {"video": record.video, "caption": record.caption, "clip_id": record.clip_id}
+        progress.add()
+    progress.close()
+
+
+def _unfit(record: Record) -> str:
+    """Why a sample cannot be trained on, '' where it can; nothing is decoded."""
+    if not record.video:
+        return "no media"
+    if not record.caption:
+        return "no caption"
+    if len(record.video) > _LARGEST:
+        return f"{len(record.video)} bytes, more than the {_LARGEST} that a record holds"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the arguments, converts and prints one line; returns the exit status, 2 for a user's error."""
+    parser = argparse.ArgumentParser(prog="python -m data.shards_to_array_record", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--input", required=True, help="directory of .tar files, glob, or range {00000..00099}.tar")
+    parser.add_argument("--out", required=True, help="directory to make; the config.input.path of a training run")
+    parser.add_argument("--caption-key", default="", help="key of a sample's .json; its .txt by default")
+    parser.add_argument("--split", default="train", help="name of the split to write (%(default)s)")
+    given = parser.parse_args(arguments)
+    # SIGTERM as an exception, so that the partial directory is removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        print(convert(given.input, given.out, caption_key=given.caption_key, split=given.split))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

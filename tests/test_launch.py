@@ -1,0 +1,78 @@
+"""The tokenizer that a run keeps in its workdir: stored, found again, and refused where it is another."""
+
+import pytest
+
+from vlp_jax import config as config_lib
+from vlp_jax import launch, train
+from vlp_jax.input.tokenizer import open_tokenizer
+from vlp_jax.types import UserError
+
+VOCAB = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncircle\n##s\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tokenizer of each kind, under names that do not tell."""
+    from data import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "words").write_bytes(VOCAB)
+    (folder / "model").write_bytes(train_tokenizer.train(["a red circle", "two circles"]))
+    return {"vocab.txt": folder / "words", "tokenizer.model": folder / "model"}
+
+
+def store(config, workdir):
+    """What a training command does with its tokenizer before the first step."""
+    path = train.check_workdir(config, workdir)
+    tokenizer = open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase)
+    train.prepare_workdir(config, workdir, tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
+def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, name):
+    workdir = tmp_path / "run"
+    first = store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
+    (workdir / launch.CHECKPOINTS).mkdir()
+    assert sorted(p.name for p in workdir.iterdir()) == sorted([launch.CHECKPOINTS, launch.CONFIG_FILE, name])
+    assert (workdir / name).read_bytes() == files[name].read_bytes()
+    # The same command, and one that leaves the tokenizer to the workdir.
+    for given in (str(files[name]), ""):
+        again = store(tiny_config({"input.tokenizer": given}), workdir)
+        assert type(again) is type(first) and again.serialized() == first.serialized()
+    assert launch.run_tokenizer(workdir) == workdir / name
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
+def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, name):
+    workdir = tmp_path / "run"
+    store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
+    (workdir / launch.CHECKPOINTS).mkdir()
+    other = next(path for kind, path in files.items() if kind != name)
+    with pytest.raises(UserError, match=f"differs from the run's own .*{name}"):
+        store(tiny_config({"input.tokenizer": str(other)}), workdir)
+    with pytest.raises(UserError, match=r"holds a run with config.input.lowercase = True, this command says False"):
+        store(tiny_config({"input.lowercase": False}), workdir)
+    (workdir / name).unlink()
+    with pytest.raises(UserError, match=r"holds a run, but neither tokenizer.model nor vocab.txt"):
+        store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
+
+
+def test_a_command_that_saved_nothing_leaves_no_second_tokenizer(tiny_config, files, tmp_path):
+    for name, path in files.items():
+        store(tiny_config({"input.tokenizer": str(path)}), tmp_path)
+        assert launch.stored_tokenizer(tmp_path) == tmp_path / name
+    assert not (tmp_path / "vocab.txt").exists()
+
+
+def test_without_any_tokenizer_both_kinds_are_asked_for(tiny_config, tmp_path):
+    with pytest.raises(UserError, match=r"expected a SentencePiece model or a vocab.txt"):
+        train.check_workdir(tiny_config(), tmp_path)
+
+
+def test_the_lower_case_knob_reaches_the_tokenizer(tiny_config, tmp_path):
+    (tmp_path / "v.txt").write_bytes(VOCAB + b"Red\n")
+    config = tiny_config({"input.tokenizer": str(tmp_path / "v.txt"), "input.lowercase": False})
+    assert store(config, tmp_path).encode(["Red red"])[0][0, :4].tolist() == [2, 8, 5, 3]
+    saved = config_lib.from_json((tmp_path / launch.CONFIG_FILE).read_text())
+    assert not saved.input.lowercase

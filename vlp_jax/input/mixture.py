@@ -1,0 +1,92 @@
+"""Several sources in one run: which of them each step trains on, and where each one has got to.
+
+Every batch comes from one source, as in Singularity and VindLU, so that images and videos never share a batch and
+every shape stays static: a source of images is a source of one-frame videos. The source of a step is a pure function
+of (weights, step), and the record of an example one of (seed, source, step): resuming needs no state.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from vlp_jax import config as config_lib
+from vlp_jax.input import sources
+
+
+def schedule(weights: tuple[float, ...], steps: int) -> np.ndarray:
+    """The source of each of the first `steps` steps, int64 `[steps]`.
+
+    Step s goes to the source that is furthest behind its share, `weight * (s + 1) - batches so far`, the first of
+    equals: two equal weights alternate.
+
+    Args:
+      weights: above 0; their sum does not matter.
+    """
+    share = np.asarray(weights, np.float64) / np.sum(weights)
+    if len(share) == 1:
+        return np.zeros(steps, np.int64)
+    given = np.zeros(len(share))
+    out = np.empty(steps, np.int64)
+    for step in range(steps):
+        # Rounded, so that equal shares stay equal whatever the order of the additions.
+        out[step] = np.argmax(np.round(share * (step + 1) - given, 9))
+        given[out[step]] += 1
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One source of a run.
+
+    Attributes:
+      name: its name in the config, '' where the run has a single, unnamed one.
+      config: `config.input` with this source's own values.
+      source: its records.
+      weight: its share of the steps, relative to the others.
+    """
+
+    name: str
+    config: ml_collections.ConfigDict
+    source: sources.Source
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The sources of a run, by name."""
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        """Records of all sources together."""
+        return sum(len(part.source) for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """For messages: where the records come from."""
+        return ", ".join(part.source.name for part in self.parts)
+
+    def schedule(self, steps: int) -> np.ndarray:
+        """As `schedule`, of this mixture's weights."""
+        return schedule(tuple(part.weight for part in self.parts), steps)
+
+    def examples(self, part_of: np.ndarray, batch_size: int) -> dict[str, int]:
+        """Source name -> examples drawn from it in the steps of `part_of`, the beginning of a schedule."""
+        batches = np.bincount(part_of, minlength=len(self.parts))
+        return {part.name: int(n) * batch_size for part, n in zip(self.parts, batches) if part.name}
+
+
+def open_mixture(config: ml_collections.ConfigDict) -> Mixture:
+    """Opens the training sources: those of `config.mixture`, or `config.input` alone where it names none.
+
+    Raises:
+      UserError: from opening one of them, with its name.
+    """
+    if not config.mixture:
+        return Mixture((Part("", config.input, sources.open_source(config.input)),))
+    parts = []
+    for name in sorted(config.mixture):
+        own = config_lib.source_input(config, name)
+        parts.append(Part(name, own, sources.open_source(own), config.mixture[name].weight))
+    return Mixture(tuple(parts))

@@ -1,0 +1,90 @@
+"""What tokenizers share: the frame around a text's pieces, the way back, and the range of the words' ids."""
+
+import abc
+from collections.abc import Iterable
+
+import numpy as np
+
+from vlp_jax.types import UserError
+
+
+class Subwords(abc.ABC):
+    """Implements `vlp_jax.input.tokenizer.Tokenizer` on top of `_split` and `_join`.
+
+    Args:
+      data: the tokenizer's file.
+      max_tokens: L, at least 3.
+      name: the file's name, for messages.
+
+    Raises:
+      UserError: L below 3.
+    """
+
+    file_name: str
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    first_word_id: int
+    end_word_id: int
+    starts_word: np.ndarray
+
+    def __init__(self, data: bytes, max_tokens: int, name: str):
+        if max_tokens < 3:
+            raise UserError(
+                f"config.input.max_text_tokens = {max_tokens}: expected at least 3, [CLS], a word and [SEP]"
+            )
+        self._data, self.max_tokens, self._name = data, max_tokens, name
+
+    @abc.abstractmethod
+    def _split(self, text: str) -> list[int]:
+        """Ids of a text's pieces, none of them special but the unknown."""
+
+    @abc.abstractmethod
+    def _join(self, ids: list[int]) -> str:
+        """The text of pieces, none of them [CLS], [SEP], [MASK] or padding."""
+
+    def __reduce__(self):
+        return type(self), (self._data, self.max_tokens, self._name)
+
+    def serialized(self) -> bytes:
+        return self._data
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+        ids = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        room = self.max_tokens - 2
+        cut = 0
+        for row, text in enumerate(texts):
+            # A surrogate on its own, half of an emoji cut in two, is no character and has no UTF-8 form.
+            pieces = self._split(text.encode("utf-8", "ignore").decode("utf-8"))
+            cut += len(pieces) > room
+            tokens = [self.cls_id, *pieces[:room], self.sep_id]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
+        return ids, mask, cut
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text: list[str] = []
+        words: list[int] = []
+        for i in [int(i) for i in ids]:
+            if i == self.mask_id:
+                text += [self._join(words), "[MASK]"]
+                words = []
+            elif i not in (self.pad_id, self.cls_id, self.sep_id):
+                words.append(i)
+        return " ".join(part.strip() for part in [*text, self._join(words)] if part.strip())
+
+    def _set_word_range(self, is_word_V: np.ndarray) -> None:
+        """Sets `first_word_id` and `end_word_id` to the longest run of True; the special ids may lie anywhere."""
+        if not is_word_V.any():
+            raise UserError(
+                f"{self._name}: all of its {len(is_word_V)} ids are special; expected words too: make a SentencePiece "
+                "model with data/train_tokenizer.py, or give a WordPiece vocab.txt with words"
+            )
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], is_word_V, [False]]).astype(np.int8)))
+        starts, ends = edges[::2], edges[1::2]
+        longest = int(np.argmax(ends - starts))
+        self.first_word_id, self.end_word_id = int(starts[longest]), int(ends[longest])

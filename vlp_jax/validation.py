@@ -1,0 +1,206 @@
+"""Checks of a config: each knob's range, and how knobs fit together.
+
+Messages quote the offending value, what was expected, and the fix.
+"""
+
+import difflib
+
+import ml_collections
+
+from vlp_jax import config as config_lib
+from vlp_jax.types import UserError
+
+_CHOICES = {
+    "compute_dtype": ("float32", "bfloat16"),
+    "matmul_precision": ("default", "highest"),
+    "input.kind": ("tfds", "table", "shards"),
+    "input.positives": ("clip", "caption"),
+    "model.vision.attention": ("frame", "joint"),
+    "model.vision.pool": ("cls", "mean"),
+    "model.vision.time_positions": ("sincos", "learned"),
+    "model.masking.kind": ("none", "random", "tube", "block", "frame"),
+    "model.decoder.source": ("before_pruning", "survivors"),
+    "model.decoder.attention": ("frame", "joint"),
+    "model.text.mask_policy": ("80/10/10", "always"),
+    "model.attention_kernel": ("xla", "cudnn"),
+    "model.remat": ("none", "dots", "full"),
+}
+
+# key -> (low, low allowed, high, high allowed, what it is)
+_RANGES = {
+    "model.masking.ratio": (0, True, 1, False),
+    "model.masking.unmasked_share": (0, True, 1, False),
+    "model.pruning.keep_rate": (0, False, 1, True),
+    "model.decoder.share": (0, False, 1, True),
+    "model.text.mask_ratio": (0, False, 1, False),
+    "seed": (0, True, None, True),
+    "model.temperature": (0.001, True, 0.5, True),
+    "model.selection.noise": (0, True, None, True),
+    "input.max_bad_share": (0, True, 1, True),
+    "input.clip_timeout_s": (0, False, None, True),
+    "input.cache_gib": (0, True, None, True),
+    "input.workers": (0, True, None, True),
+    "optimizer.learning_rate": (0, False, None, True),
+    "optimizer.warmup_share": (0, True, 1, False),
+    "optimizer.end_share": (0, True, 1, True),
+    "optimizer.b1": (0, True, 1, False),
+    "optimizer.b2": (0, True, 1, False),
+    "optimizer.weight_decay": (0, True, None, True),
+    "optimizer.clip_norm": (0, True, None, True),
+    "optimizer.ema_decay": (0, True, 1, False),
+    "evaluation.every_steps": (0, True, None, True),
+    "evaluation.rerank": (0, True, None, True),
+    "loss.vtc": (0, True, None, True),
+    "loss.vtm": (0, True, None, True),
+    "loss.mlm": (0, True, None, True),
+    "loss.mvm": (0, True, None, True),
+}
+
+_POSITIVE = (
+    "batch_size accumulate_steps log_every input.frames input.image_size input.max_text_tokens input.threads "
+    "input.prefetch model.vision.patch_size model.vision.tubelet model.vision.width model.vision.layers "
+    "model.vision.heads model.vision.mlp_ratio model.decoder.width model.decoder.layers model.decoder.heads "
+    "model.text.width model.text.layers model.text.heads model.text.mlp_ratio model.fusion.layers model.projection "
+    "checkpoint.every_steps checkpoint.keep evaluation.batch_size input.max_pixels"
+).split()
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks every knob's range and how knobs fit together.
+
+    Raises:
+      UserError: quoting the key, its value, what was expected and the fix.
+    """
+    values = config_lib.leaves(config)
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            near = difflib.get_close_matches(str(values[key]), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(choices)}{hint}")
+    for key in _POSITIVE:
+        if not values[key] > 0:
+            raise UserError(f"config.{key} = {values[key]!r}: expected a number above 0")
+    for key, (low, low_ok, high, high_ok) in _RANGES.items():
+        value = values[key]
+        above = value >= low if low_ok else value > low
+        below = high is None or (value <= high if high_ok else value < high)
+        if not (above and below):
+            interval = f"{'[' if low_ok else '('}{low}, {'inf' if high is None else high}{']' if high_ok else ')'}"
+            raise UserError(f"config.{key} = {value!r}: expected a number in {interval}")
+    _validate_length(config)
+    _validate_input(config)
+    _validate_model(config)
+    _validate_mixture(config)
+
+
+def _validate_length(c):
+    given = {k: c[k] for k in ("steps", "epochs", "examples") if c[k]}
+    if len(given) != 1 or not min(given.values()) > 0:
+        got = ", ".join(f"config.{k}={v}" for k, v in given.items()) or "none of them"
+        raise UserError(
+            f"the run's length: expected exactly one positive value among config.steps, config.epochs and "
+            f"config.examples, got {got}; set the others to 0"
+        )
+    if c.batch_size % c.accumulate_steps:
+        raise UserError(
+            f"config.batch_size = {c.batch_size} is not divisible by config.accumulate_steps = {c.accumulate_steps}"
+        )
+
+
+def _validate_input(c):
+    if len(c.input.crop_scale) != 2:
+        raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected two numbers, (low, high)")
+    low, high = c.input.crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"config.input.crop_scale = {c.input.crop_scale}: expected 0 < low <= high <= 1")
+    if not c.input.path:
+        raise UserError(
+            "config.input.path is empty: expected a dataset directory (kind tfds), a .csv, .tsv or .jsonl file (kind "
+            "table) or .tar files (kind shards); "
+            "`python -m data.moving_shapes --out datasets/moving_shapes` makes the embedded one"
+        )
+    if bool(c.input.start_column) != bool(c.input.end_column):
+        raise UserError(
+            f"config.input.start_column = {c.input.start_column!r} and config.input.end_column = "
+            f"{c.input.end_column!r}: expected the names of both columns, or of neither"
+        )
+    if c.input.image_size % c.model.vision.patch_size:
+        raise UserError(
+            f"config.input.image_size = {c.input.image_size} is not a multiple of "
+            f"config.model.vision.patch_size = {c.model.vision.patch_size}"
+        )
+    if c.input.frames % c.model.vision.tubelet:
+        raise UserError(
+            f"config.input.frames = {c.input.frames} is not a multiple of "
+            f"config.model.vision.tubelet = {c.model.vision.tubelet}"
+        )
+
+
+def _validate_model(c):
+    m = c.model
+    for name in ("vision", "decoder", "text"):
+        width, heads = m[name].width, m[name].heads
+        if width % heads:
+            raise UserError(f"config.model.{name}.width = {width} is not divisible by its heads = {heads}")
+    for name in ("vision", "decoder"):
+        if m[name].width % 4:
+            raise UserError(
+                f"config.model.{name}.width = {m[name].width} is not divisible by 4, which its two-dimensional "
+                "sine-cosine positions need"
+            )
+    layers = tuple(m.pruning.layers)
+    if list(layers) != sorted(set(layers)) or any(not 0 <= x < m.vision.layers for x in layers):
+        raise UserError(
+            f"config.model.pruning.layers = {layers}: expected increasing block numbers in "
+            f"[0, {m.vision.layers - 1}] (the encoder has {m.vision.layers} blocks)"
+        )
+    slots, patches = config_lib.grid(c)
+    visible_slots, visible = config_lib.visible_patches(c)
+    if min(visible_slots, visible) < 1:
+        raise UserError(
+            f"config.model.masking.ratio = {m.masking.ratio} ({m.masking.kind}) leaves no visible patch of "
+            f"{slots} x {patches}; lower the ratio or use more patches"
+        )
+    if c.loss.mvm and (visible_slots, visible) == (slots, patches):
+        raise UserError(
+            f"config.loss.mvm = {c.loss.mvm} needs hidden patches, but config.model.masking (kind "
+            f"{m.masking.kind!r}, ratio {m.masking.ratio}) hides none; set loss.mvm=0 or raise the ratio"
+        )
+    if m.masking.kind == "frame" and m.decoder.attention == "frame" and c.loss.mvm:
+        raise UserError(
+            "config.model.masking.kind = 'frame' hides whole frames, which per-frame decoding cannot see into: "
+            "set config.model.decoder.attention=joint"
+        )
+    if m.selection.frames == 1:
+        raise UserError(
+            "config.model.selection.frames = 1: the selector learns from how attention weighs the kept frames against "
+            "each other, so that one frame leaves it without a gradient; expected 0 (all) or 2 and more"
+        )
+    if c.loss.vtm and not c.loss.vtc:
+        raise UserError(
+            f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
+            "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
+        )
+    if m.selection.frames < 0 or m.selection.frames > visible_slots:
+        raise UserError(
+            f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
+            f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
+        )
+    if not any(c.loss.values()):
+        raise UserError("every weight in config.loss is 0: there is nothing to train")
+
+
+def _validate_mixture(c):
+    for name in c.mixture:
+        own = c.copy_and_resolve_references()
+        own.input = config_lib.source_input(c, name)
+        own.mixture = ml_collections.ConfigDict()
+        try:
+            if not c.mixture[name].weight > 0:
+                raise UserError(f"weight = {c.mixture[name].weight}: expected a number above 0")
+            slots = config_lib.grid(own)[0]
+            # Fewer frames than the selector keeps are all kept.
+            own.model.selection.frames = min(c.model.selection.frames, slots) if slots > 1 else 0
+            validate(own)
+        except UserError as error:
+            raise UserError(f"source {name!r} of config.mixture: {error}") from None
