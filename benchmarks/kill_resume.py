@@ -1,7 +1,7 @@
 """Kills a training run at random moments and checks that nothing is lost: `python -m benchmarks.kill_resume`.
 
-An uninterrupted run is compared with one that gets SIGKILL again and again, at moments drawn uniformly over the
-process's life (start-up, steps, checkpoint writes: a checkpoint is written every second step here). Each restart must
+An uninterrupted run is compared with one that gets SIGKILL again and again, at random moments: a quarter of them during
+start-up, the others in the steps, checkpoint writes included (one is written every second step here). Each restart must
 continue from the newest checkpoint that was committed, and every logged loss must equal the uninterrupted run's to the
 last bit. Ends with status 1 where either fails. Prints one JSON line last.
 """
@@ -22,7 +22,7 @@ from vlp_jax.telemetry.writers import read_metrics
 UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips"}
 SMALL = {
     "epochs": 0.0,
-    "steps": 400,
+    "steps": 120,
     "batch_size": 8,
     "log_every": 1,
     "input.image_size": 16,
@@ -67,20 +67,29 @@ def main() -> None:
             command = [sys.executable, "-m", "vlp_jax.train", "--config=configs/smaug.py:tiny", f"--workdir={workdir}"]
             return subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.PIPE, text=True)
 
-        begin = time.monotonic()
-        whole = start(root / "whole")
-        errors = whole.communicate()[1]
-        if whole.returncode:
-            sys.exit(f"the uninterrupted run failed:\n{errors}")
-        life = time.monotonic() - begin
-        print(f"uninterrupted: {changes['steps']} steps in {life:.1f} s")
+        def uninterrupted(workdir):
+            """Seconds to the first logged step, and from there to the end."""
+            begin, process = time.monotonic(), start(workdir)
+            while process.poll() is None and not (workdir / "metrics.jsonl").exists():
+                time.sleep(0.05)
+            first = time.monotonic()
+            errors = process.communicate()[1]
+            if process.returncode:
+                sys.exit(f"the uninterrupted run failed:\n{errors}")
+            return first - begin, time.monotonic() - first
+
+        uninterrupted(root / "whole")
+        starting, running = uninterrupted(root / "timed")  # nothing is compiled any more, as in the runs to come
+        print(f"uninterrupted: {starting:.1f} s to the first step, {changes['steps']} steps in {running:.1f} s")
         workdir, during_save = root / "killed", 0
         lost: list[int] = []
         wrong_starts: list[tuple[int, int]] = []
         for number in range(given.kills):
             before = committed(workdir)
             process = start(workdir)
-            time.sleep(rng.uniform(0, 0.6 * life))
+            # The lives after start-up add up to about one run.
+            in_steps = rng.random() < 0.75
+            time.sleep(starting + rng.uniform(0, 2.6 * running / given.kills) if in_steps else rng.uniform(0, starting))
             finished = process.poll() is not None
             process.kill()
             said = re.search(r"continuing .* from step (\d+)", process.communicate()[1])
