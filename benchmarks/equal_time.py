@@ -32,7 +32,7 @@ PLANNED = 1000  # length of the run whose first steps are measured; its schedule
 VARIANTS: dict[str, dict[str, Any]] = {
     "smaug": {},
     "dense": {},
-    "mask 0.4": {"model.masking.ratio": 0.4},
+    "mask 0.6": {"model.masking.ratio": 0.6},
     "mask 0.75": {"model.masking.ratio": 0.75},
     "keep 0.5": {"model.pruning.keep_rate": 0.5},
     "no pruning": {"model.pruning.layers": ()},

@@ -97,7 +97,8 @@ def main() -> None:
                 wrong_starts.append((before, int(said[1])))
             unfinished = list((workdir / "checkpoints").glob("unfinished-*")) if workdir.exists() else []
             during_save += bool(unfinished)
-            logged = max((line["step"] for line in read_metrics(workdir)), default=0) if workdir.exists() else 0
+            lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+            logged = max((line["step"] for line in lines), default=0)
             lost.append(max(0, logged - committed(workdir)))
             state = "finished before" if finished else "in a checkpoint write" if unfinished else "killed"
             print(f"kill {number + 1:2}: {state}; steps {before} to {committed(workdir)}", flush=True)

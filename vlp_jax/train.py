@@ -39,8 +39,8 @@ flags.mark_flag_as_required("config")
 # Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
 MAY_CHANGE = (
     "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer input.workers "
-    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_bad_share model.attention_kernel "
-    "model.remat model.unroll"
+    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels input.max_bad_share "
+    "model.attention_kernel model.remat model.unroll"
 ).split()
 
 

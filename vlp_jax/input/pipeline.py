@@ -151,7 +151,14 @@ def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
     for i in range(count):
         record = source[i * len(source) // count]
         try:
-            video.decode(record.video, frames=c.frames, size=c.image_size, timeout_s=c.clip_timeout_s)
+            video.decode(
+                record.video,
+                frames=c.frames,
+                size=c.image_size,
+                span=record.span,
+                timeout_s=c.clip_timeout_s,
+                max_pixels=c.max_pixels,
+            )
             return
         except video.VideoError as e:
             # A clip that is only too short says more about the config than one that is broken.
