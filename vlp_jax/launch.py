@@ -83,8 +83,8 @@ def check_config_flags(argv: list[str]) -> None:
     keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
     for key in keys:
         config_lib.check_key(config, key)
-        # The flag of a tuple given twice would hold both values, one after the other.
-        if keys.count(key) > 1:
+        # Of a number the last one counts; the flag of a tuple would hold both values, one after the other.
+        if keys.count(key) > 1 and isinstance(config_lib.leaves(config)[key], tuple):
             raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 

@@ -209,7 +209,7 @@ def test_bad_input_ends_with_one_clear_message(tmp_path, command, run, name):
     assert "Traceback" not in done.stderr
 
 
-def test_a_key_given_twice_is_refused(tmp_path, command, run):
+def test_a_tuple_given_twice_is_refused(tmp_path, command, run):
     done = run([*command(tmp_path / "run"), "--config.model.pruning.layers=(0,)"])
     assert done.returncode == 2
     assert "--config.model.pruning.layers is given 2 times" in done.stderr
