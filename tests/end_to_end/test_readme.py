@@ -52,6 +52,7 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
         if "smaug_5m" in text:
             small += [f"--config.mixture.{name}.path={shapes}" for name in ("webvid", "cc3m")]
             small += ["--config.input.crop_scale=(1.0,1.0)", "--config.input.max_text_tokens=18"]
+            small += ["--config.input.workers=0"]
             if ":stage1" in text:
                 small = [flag for flag in small if "selection.frames" not in flag and "input.frames" not in flag]
             else:
