@@ -8,25 +8,22 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-import json
 import os
 import pathlib
 import pkgutil
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import data.corpora
+from data import output
 from data.corpora import beam, writer
 from data.corpora.corpus import Corpus
 from vlp_jax.types import UserError
 
-SETTINGS_FILE = "prepare.json"  # what the directory was made with; its presence says that it is complete
+SETTINGS_FILE = "prepare.json"  # see data/output.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +78,10 @@ def prepare(settings: Settings, out: str | os.PathLike, *, workers: int = 2, bea
     out = pathlib.Path(out)
     known = corpora()
     _check(settings, workers, known)
-    done = _done(out, settings)
+    asked = dataclasses.asdict(settings)
+    done = output.found(out, SETTINGS_FILE, asked)
     if done is not None:
-        return f"{out} already holds this dataset ({done}): nothing done"
+        return f"{out} already holds this dataset ({done['summary']}): nothing done"
     if beam_options is not None:
         beam.import_beam()  # not after minutes of reading
     start = time.monotonic()
@@ -92,9 +90,7 @@ def prepare(settings: Settings, out: str | os.PathLike, *, workers: int = 2, bea
     for note in corpus.notes.splitlines():
         print(f"{corpus.name}: {note}", file=sys.stderr)
     encoding = writer.Encoding(settings.short_side, settings.fps)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
+    with output.partial_directory(out) as partial:
         if beam_options is None:
             written = writer.write(partial, corpus, encoding, workers=workers)
         else:
@@ -102,11 +98,7 @@ def prepare(settings: Settings, out: str | os.PathLike, *, workers: int = 2, bea
             written = beam.write(partial, corpus, encoding, options=beam_options)
         writer.write_annotations(written.path, corpus, written.failed)
         summary = _summary(corpus, written)
-        details = {**dataclasses.asdict(settings), "summary": summary, "notes": corpus.notes}
-        (written.path / SETTINGS_FILE).write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
-        written.path.rename(out)  # replaces an empty directory, fails on any other
-    finally:
-        shutil.rmtree(partial)
+        output.finish(written.path, out, SETTINGS_FILE, {**asked, "summary": summary, "notes": corpus.notes})
     return f"wrote {out} in {time.monotonic() - start:.0f} s: {summary}"
 
 
@@ -121,22 +113,6 @@ def _check(settings: Settings, workers: int, known: Mapping[str, ModuleType]) ->
         raise UserError(f"--allow-missing {settings.allow_missing:g}: expected a share from 0 to 1")
     if workers < 1:
         raise UserError(f"--workers {workers}: expected an integer from 1")
-
-
-def _done(out: pathlib.Path, settings: Settings) -> str | None:
-    """Returns the summary where `out` holds the dataset, None where it is absent or empty; UserError otherwise."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    path = out / SETTINGS_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{out} exists and has no {SETTINGS_FILE}: expected a new or empty directory; choose another --out"
-        )
-    found, asked = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(settings)
-    differ = [f"{k}={found.get(k)!r} there, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
-    if differ:
-        raise UserError(f"{out} holds a dataset with {'; '.join(differ)}: delete it or choose another --out")
-    return found["summary"]
 
 
 def _read(module: ModuleType, settings: Settings) -> Corpus:
@@ -215,15 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.allow_missing,
         dict(given.option),
     )
-    # SIGTERM as an exception, so that the partial directory is removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        beam_options = given.beam_options if given.beam else None
-        print(prepare(settings, given.out, workers=given.workers, beam_options=beam_options))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    beam_options = given.beam_options if given.beam else None
+    return output.run_command(lambda: prepare(settings, given.out, workers=given.workers, beam_options=beam_options))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,19 @@ import argparse
 import json
 import os
 import pathlib
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data.corpora import writer
+from data import array_record, output
+from data.corpora.encoding import LARGEST
 from vlp_jax.input.shards import ShardSource
 from vlp_jax.input.sources import Record
-from vlp_jax.types import UserError
+from vlp_jax.telemetry.counting import CountProgress
 
-SETTINGS_FILE = "shards.json"  # what the directory was made from; its presence says that it is complete
-_LARGEST = 2**31 - 2**20  # bytes of media: a record is one protobuf message, below 2 GiB
+VERSION = "1.0.0"  # goes up with every change of what is stored
+SETTINGS_FILE = "shards.json"  # see data/output.py
 
 
 def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split: str = "train") -> str:
@@ -43,51 +41,29 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
       UserError: as `ShardSource`; no sample is whole; or `out` holds something else.
     """
     out = pathlib.Path(out)
-    settings = {"input": shards, "caption_key": caption_key, "split": split, "version": writer.VERSION}
-    done = _done(out, settings)
+    settings = {"input": shards, "caption_key": caption_key, "split": split, "version": VERSION}
+    done = output.found(out, SETTINGS_FILE, settings)
     if done is not None:
-        return f"{out} already holds these shards ({done}): nothing done"
+        return f"{out} already holds these shards ({done['summary']}): nothing done"
     start = time.monotonic()
     source = ShardSource(shards, caption_key=caption_key)
     skipped: list[dict[str, str]] = [{"shard": shard, "reason": reason} for shard, reason in source.problems]
     problems = len(skipped)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        path = writer.write_records(partial, "shards", {split: lambda: _records(source, split, skipped)})
-        count = writer.counts_of(path)[split]
+    with output.partial_directory(out) as partial:
+        path = array_record.write(partial, "shards", VERSION, {split: lambda: _records(source, split, skipped)})
+        count = array_record.counts(path)[split]
         summary = f"{count} samples of {len(source)}"
         if skipped:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped)
             (path / "skipped.jsonl").write_text(lines, encoding="utf-8")
             summary += f"; {len(skipped) - problems} samples skipped and {problems} faults of shards"
             summary += f", listed in {out / 'skipped.jsonl'}"
-        details = json.dumps({**settings, "summary": summary}, indent=1)
-        (path / SETTINGS_FILE).write_text(details + "\n", encoding="utf-8")
-        path.rename(out)  # replaces an empty directory, fails on any other
-    finally:
-        shutil.rmtree(partial)
+        output.finish(path, out, SETTINGS_FILE, {**settings, "summary": summary})
     return f"wrote {out} in {time.monotonic() - start:.0f} s: {summary}"
 
 
-def _done(out: pathlib.Path, settings: dict[str, str]) -> str | None:
-    """The summary where `out` was made with `settings`, None where it is absent or empty; UserError otherwise."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    path = out / SETTINGS_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{out} exists and has no {SETTINGS_FILE}: expected a new or empty directory; choose another --out"
-        )
-    found = json.loads(path.read_text(encoding="utf-8"))
-    differ = [f"{k}={found.get(k)!r} there, {v!r} asked" for k, v in settings.items() if found.get(k) != v]
-    if differ:
-        raise UserError(f"{out} was made with {'; '.join(differ)}: delete it or choose another --out")
-    return found["summary"]
-
-
 def _records(source: ShardSource, split: str, skipped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    progress = writer.Progress(split, len(source))
+    progress = CountProgress(split, len(source))
     for i in range(len(source)):
         record = source[i]
         reason = _unfit(record)
@@ -105,8 +81,8 @@ def _unfit(record: Record) -> str:
         return "no media"
     if not record.caption:
         return "no caption"
-    if len(record.video) > _LARGEST:
-        return f"{len(record.video)} bytes, more than the {_LARGEST} that a record holds"
+    if len(record.video) > LARGEST:
+        return f"{len(record.video)} bytes, more than the {LARGEST} that a record holds"
     return ""
 
 
@@ -119,14 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--caption-key", default="", help="key of a sample's .json; its .txt by default")
     parser.add_argument("--split", default="train", help="name of the split to write (%(default)s)")
     given = parser.parse_args(arguments)
-    # SIGTERM as an exception, so that the partial directory is removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        print(convert(given.input, given.out, caption_key=given.caption_key, split=given.split))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    convert_them = lambda: convert(given.input, given.out, caption_key=given.caption_key, split=given.split)
+    return output.run_command(convert_them)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data import array_record
 from data.corpora.corpus import Clip, Corpus
 from data.corpora.encoding import Encoding, stored_bytes
-from data.corpora.writer import Builder, Written, counts_of, each, failure
+from data.corpora.writer import VERSION, Written, each, failure
 from vlp_jax.types import UserError
 
 # What DirectRunner meant before it became a switch, whose first choice is to download a program (Prism) from GitHub and
@@ -54,7 +55,7 @@ def write(directory: pathlib.Path, corpus: Corpus, encoding: Encoding = Encoding
     if not any(flag.split("=")[0] == "--runner" for flag in flags):
         flags.insert(0, _RUNNER)
     config = tfds.download.DownloadConfig(beam_options=beam.options.pipeline_options.PipelineOptions(flags))
-    builder = Builder(corpus.name, directory, splits)
+    builder = _Builder(corpus.name, directory, splits)
     print(f"{corpus.name}: writing by Beam ({' '.join(flags)})", file=sys.stderr, flush=True)
     tfds.disable_progress_bar()
     # TFDS announces a download and names the temporary directory on stdout; both would mislead.
@@ -64,7 +65,7 @@ def write(directory: pathlib.Path, corpus: Corpus, encoding: Encoding = Encoding
     failed = [json.loads(file.read_text(encoding="utf-8")) for file in failures.iterdir()]
     order = list(corpus.splits)
     failed.sort(key=lambda row: (order.index(row["split"]), row["record"]))
-    return Written(path, counts_of(path), failed)
+    return Written(path, array_record.counts(path), failed)
 
 
 def import_beam() -> Any:
@@ -78,6 +79,29 @@ def import_beam() -> Any:
     except ImportError as e:
         raise UserError(f"--beam needs apache-beam ({e}): pip install -e .[beam]") from e
     return apache_beam
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """What `array_record.write` writes, by a pipeline of each split."""
+
+    VERSION = tfds.core.Version(VERSION)
+    # Nothing is downloaded. TFDS would look for checksums next to this file, which in 4.9.10 fails unless the package
+    # importlib_resources happens to be installed: TFDS does not ask for it.
+    url_infos = None
+
+    def __init__(self, name: str, directory: pathlib.Path, splits: Mapping[str, Any]):
+        self.name = name
+        self._splits = splits
+        super().__init__(data_dir=directory, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, **array_record.info_arguments(self.name))
+
+    def _split_generators(self, dl_manager) -> dict[str, Any]:
+        return dict(self._splits)
+
+    def _generate_examples(self):
+        raise RuntimeError("written by `python -m data.prepare --beam`, not by tfds build")
 
 
 def _write_chunks(folder: pathlib.Path, clips: Iterable[Clip]) -> list[str]:

@@ -8,16 +8,15 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 from data.corpora.corpus import Clip
 from data.corpora.reencode import ReencodeError, reencode
+from vlp_jax import processes
 
-_LARGEST = 2**31 - 2**20  # bytes of a video: a record, caption and all, is one protobuf message, below 2 GiB
+LARGEST = 2**31 - 2**20  # bytes of a video: a record, caption and all, is one protobuf message, below 2 GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ def original(clip: Clip) -> tuple[bytes, str]:
     """Returns the file's bytes and ""; no bytes and the reason where they cannot be stored."""
     try:
         size = os.path.getsize(clip.path)
-        if size > _LARGEST:
-            return b"", f"its {size} bytes exceed the {_LARGEST} of a record; re-encode it (--short-side, --fps)"
+        if size > LARGEST:
+            return b"", f"its {size} bytes exceed the {LARGEST} of a record; re-encode it (--short-side, --fps)"
         return clip.path.read_bytes(), ""
     except OSError as e:
         return b"", f"file not readable: {e.strerror}"
@@ -59,7 +58,7 @@ def stored(clips: Iterable[Clip], encoding: Encoding, workers: int) -> Iterator[
 
     def start() -> concurrent.futures.Executor:
         # Processes, because a damaged file may end the one that decodes it.
-        return _processes(workers) if encoding else concurrent.futures.ThreadPoolExecutor(workers)
+        return processes.pool(workers) if encoding else concurrent.futures.ThreadPoolExecutor(workers)
 
     clips = iter(clips)
     window: collections.deque[tuple[Clip, concurrent.futures.Future]] = collections.deque()
@@ -97,7 +96,7 @@ def _is_sound(future: concurrent.futures.Future) -> bool:
 
 def _alone(task: Callable, clip: Clip) -> tuple[bytes, str]:
     """Does `task` in a process of its own: of all clips in work when one died, this tells which it was."""
-    with _processes(1) as executor:
+    with processes.pool(1) as executor:
         try:
             executor.submit(os.getpid).result()
         except BrokenProcessPool as e:
@@ -107,21 +106,3 @@ def _alone(task: Callable, clip: Clip) -> tuple[bytes, str]:
         except BrokenProcessPool:
             video, error = original(clip)
             return video, error or "re-encoding it ended the process"
-
-
-def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    # spawn: forking a process that runs threads (those of TFDS and Arrow) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent)
-
-
-def end_with_parent() -> None:
-    """Makes this worker process end when its parent was killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

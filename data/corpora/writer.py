@@ -1,27 +1,20 @@
-"""Writes a corpus as a TFDS dataset in ArrayRecord, by processes of this machine; no TensorFlow is needed."""
+"""Writes a corpus as a TFDS dataset in ArrayRecord, by processes of this machine."""
 
 import collections
 import dataclasses
 import functools
 import json
 import pathlib
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-
+from data import array_record
 from data.corpora.corpus import Clip, Corpus
 from data.corpora.encoding import Encoding, stored
+from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
 VERSION = "1.0.0"  # goes up with every change of what is stored
-_SHARD_BYTES = 2**29  # aim; TFDS itself makes shards of 64 MiB to 1 GiB
-_BATCH_BYTES = 2**26  # videos handed to TFDS at a time, which writes the metadata anew each time
-
-Records = Callable[[], Iterable[dict[str, Any]]]
 
 
 @dataclasses.dataclass
@@ -52,12 +45,12 @@ def write(directory: pathlib.Path, corpus: Corpus, encoding: Encoding = Encoding
       workers: processes that re-encode, or threads that read.
     """
     failed: list[dict[str, Any]] = []
-    records: dict[str, Records] = {
+    records = {
         split: functools.partial(_records, split, clips, encoding, workers, failed)
         for split, clips in corpus.splits.items()
     }
-    path = write_records(directory, corpus.name, records)
-    return Written(path, counts_of(path), failed)
+    path = array_record.write(directory, corpus.name, VERSION, records)
+    return Written(path, array_record.counts(path), failed)
 
 
 def check(corpus: Corpus) -> None:
@@ -108,93 +101,6 @@ def each(clips: Sequence[Clip] | Callable[[], Iterable[Clip]]) -> Iterable[Clip]
     return clips() if callable(clips) else clips
 
 
-# --- The dataset -----------------------------------------------------------------------------------------------------
-
-
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Features video (encoded bytes), caption and clip_id, in the order of the clips."""
-
-    VERSION = tfds.core.Version(VERSION)
-    # Nothing is downloaded. TFDS would look for checksums next to this file, which in 4.9.10 fails unless the package
-    # importlib_resources happens to be installed: TFDS does not ask for it.
-    url_infos = None
-
-    def __init__(self, name: str, directory: pathlib.Path, splits: Mapping[str, Any] | None = None):
-        """`splits` is what TFDS takes as generators."""
-        self.name = name
-        self._splits = splits or {}
-        super().__init__(data_dir=directory, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"{self.name}: encoded videos or images, written by `python -m data.prepare`.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "video": tfds.features.Scalar(np.object_),
-                    "caption": tfds.features.Text(),
-                    "clip_id": tfds.features.Text(),
-                }
-            ),
-            disable_shuffling=True,  # record i of a split is clip i
-        )
-
-    def _split_generators(self, dl_manager) -> dict[str, Any]:
-        return dict(self._splits)
-
-    def _generate_examples(self):
-        raise NotImplementedError("the generators are given to the constructor")
-
-
-def write_records(directory: pathlib.Path, name: str, splits: Mapping[str, Records]) -> pathlib.Path:
-    """Writes records with video, caption and clip_id as the dataset `name`, holding a few of them at a time.
-
-    Returns:
-      The folder below `directory` that holds dataset_info.json.
-
-    Raises:
-      UserError: a split has no record.
-    """
-    builder = Builder(name, directory)
-    path = pathlib.Path(builder.data_path)
-    path.mkdir(parents=True)
-    # Not download_and_prepare: without shuffling it keeps a whole split in memory, and beyond 1 GB asks for TensorFlow.
-    writer: tfds.core.SequentialWriter | None = None
-    for split, records in splits.items():
-        empty = True
-        for batch in _batches(records()):
-            if writer is None:
-                mean = sum(len(record["video"]) for record in batch) / len(batch)
-                shard = max(1, int(_SHARD_BYTES / (mean + 1024)))
-                writer = tfds.core.SequentialWriter(builder.info, shard, file_format="array_record")
-            if empty:
-                writer.initialize_splits([split])
-            writer.add_examples({split: batch})
-            empty = False
-        if empty or writer is None:
-            raise UserError(f"{name}: the split {split!r} has no record")
-        writer.close_splits([split])
-    return path
-
-
-def _batches(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record["video"])
-        if size >= _BATCH_BYTES or len(batch) == 64:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def counts_of(path: pathlib.Path) -> dict[str, int]:
-    """Returns split -> number of records of the dataset in `path`."""
-    return {name: split.num_examples for name, split in tfds.builder_from_directory(path).info.splits.items()}
-
-
 def failure(split: str, number: int, clip: Clip, error: str) -> dict[str, Any]:
     """Returns a row of failed.jsonl."""
     return {"split": split, "record": number, "clip_id": clip.clip_id, "path": str(clip.path), "error": error}
@@ -202,49 +108,10 @@ def failure(split: str, number: int, clip: Clip, error: str) -> dict[str, Any]:
 
 def _records(split, clips, encoding: Encoding, workers: int, failed: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     total = len(clips) if hasattr(clips, "__len__") else None
-    progress = Progress(split, total)
+    progress = CountProgress(split, total)
     for number, (clip, video, error) in enumerate(stored(each(clips), encoding, workers)):
         if error:
             failed.append(failure(split, number, clip, error))
         yield {"video": video, "caption": clip.caption, "clip_id": clip.clip_id}
         progress.add()
     progress.close()
-
-
-# --- Progress --------------------------------------------------------------------------------------------------------
-
-
-class Progress:
-    """A line on stderr with the time left: rewritten on a terminal, a new one every 5 seconds elsewhere.
-
-    Args:
-      label: what is counted, in front of the line.
-      total: how many there will be; None where nobody knows, and then no time left is shown.
-    """
-
-    def __init__(self, label: str, total: int | None):
-        self._label, self._total, self._done = label, total, 0
-        self._live = sys.stderr.isatty()
-        self._start = self._shown = time.monotonic()
-
-    def add(self) -> None:
-        """Counts one more."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._shown >= (0.2 if self._live else 5.0):
-            self._shown = now
-            self._print("")
-
-    def close(self) -> None:
-        """Shows the last line."""
-        self._print("\n")
-
-    def _print(self, end: str) -> None:
-        seconds = time.monotonic() - self._start
-        line = f"{self._label}: {self._done}"
-        if self._total:
-            left = seconds / max(1, self._done) * max(0, self._total - self._done)
-            line += f"/{self._total} clips, {100 * self._done // self._total}%, {left:.0f} s left"
-        else:
-            line += f" clips, {self._done / max(seconds, 1e-9):.0f} a second"
-        print(f"\r{line:<70}" if self._live else line, end=end if self._live else "\n", file=sys.stderr, flush=True)

@@ -1,12 +1,11 @@
 """Makes the embedded dataset: `python -m data.moving_shapes --out datasets/moving_shapes`."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
+from data import output
 from data.moving_shapes import builder
-from vlp_jax.types import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=("tfds", "folder"), default=default.format, help="(%(default)s)")
     given = vars(parser.parse_args(arguments))
     out, workers = given.pop("out"), given.pop("workers")
-    # SIGTERM as an exception, so that the partial directory is removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        print(builder.prepare(out, builder.Settings(**given), workers))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return output.run_command(lambda: builder.prepare(out, builder.Settings(**given), workers))
 
 
 if __name__ == "__main__":

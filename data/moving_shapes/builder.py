@@ -4,23 +4,21 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
-import json
-import multiprocessing
+import functools
 import os
 import pathlib
-import shutil
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from data import output
 from data.moving_shapes import questions, render, scenes
 from data.moving_shapes.scenes import SPLITS, Scene
+from vlp_jax import processes
+from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
 VERSION = "1.0.0"  # goes up with every change of the clips, captions or questions
-SETTINGS_FILE = "moving_shapes.json"  # what the directory was made with; its presence says that it is complete
+SETTINGS_FILE = "moving_shapes.json"  # see data/output.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +50,19 @@ def prepare(out: str | os.PathLike, settings: Settings, workers: int = 1) -> str
     """
     out = pathlib.Path(out)
     _check(settings, workers)
-    if _is_complete(out, settings):
+    asked = dataclasses.asdict(settings)
+    if output.found(out, SETTINGS_FILE, asked) is not None:
         return f"{out} already holds this data set ({sum(settings.counts().values())} clips): nothing done"
     plan = scenes.plan(settings.counts(), settings.seed)
     start = time.monotonic()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        with _workers(workers) as executor:
+    with output.partial_directory(out) as partial:
+        with processes.pool(workers) if workers > 1 else contextlib.nullcontext() as executor:
             clips = _Clips(plan, executor)
             finished = (_write_tfds if settings.format == "tfds" else _write_folder)(partial, clips)
         test = [scene for scene in plan if scene.split == "test"]
         if test:
             questions.write(finished, test)
-        text = json.dumps(dataclasses.asdict(settings), indent=1) + "\n"
-        (finished / SETTINGS_FILE).write_text(text, encoding="utf-8")
-        finished.rename(out)  # replaces an empty directory, fails on any other
-    finally:
-        shutil.rmtree(partial)
+        output.finish(finished, out, SETTINGS_FILE, asked)
     counts = ", ".join(f"{count} {split}" for split, count in settings.counts().items() if count)
     return f"wrote {len(plan)} clips ({counts}) to {out} in {time.monotonic() - start:.0f} s"
 
@@ -85,48 +78,6 @@ def _check(settings, workers):
         raise UserError(f"--workers {workers}: expected an integer from 1")
 
 
-def _is_complete(out: pathlib.Path, settings: Settings) -> bool:
-    """True where `out` holds the data of `settings`, False where it is absent or empty; UserError otherwise."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    path = out / SETTINGS_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{out} exists and has no {SETTINGS_FILE}: expected a new or empty directory; choose another --out"
-        )
-    found, asked = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(settings)
-    differ = [f"{k}={found.get(k)!r} there, {v!r} asked" for k, v in asked.items() if found.get(k) != v]
-    if differ:
-        raise UserError(f"{out} holds moving_shapes with {'; '.join(differ)}: delete it or choose another --out")
-    return True
-
-
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[concurrent.futures.Executor | None]:
-    if count == 1:
-        yield None
-        return
-    # spawn: forking a process that runs threads (those of TFDS and Arrow) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Makes this worker end when its parent was killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class _Clips:
     """Draws the clips of a plan, in its order, and shows the progress."""
 
@@ -134,7 +85,7 @@ class _Clips:
         self.scenes = {split: [scene for scene in plan if scene.split == split] for split in SPLITS}
         self.splits = [split for split in SPLITS if self.scenes[split]]
         self._executor = executor
-        self._progress = _Progress(len(plan))
+        self._progress = CountProgress("moving_shapes", len(plan))
 
     def records(self, split: str) -> Iterator[dict]:
         """Yields video (mp4 bytes), caption, clip_id and attributes (JSON) of each clip of `split`."""
@@ -146,27 +97,8 @@ class _Clips:
         for scene, (video, attributes) in zip(plan, clips):
             yield {"video": video, "caption": scene.caption, "clip_id": scene.clip_id, "attributes": attributes}
             self._progress.add()
-
-
-class _Progress:
-    """A line on stderr with the time left: rewritten on a terminal, a new one every 5 seconds elsewhere."""
-
-    def __init__(self, total: int):
-        self._total, self._done = total, 0
-        self._live = sys.stderr.isatty()
-        self._start = self._shown = time.monotonic()
-
-    def add(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        last = self._done == self._total
-        if not last and now - self._shown < (0.2 if self._live else 5.0):
-            return
-        self._shown = now
-        left = (now - self._start) / self._done * (self._total - self._done)
-        line = f"moving_shapes: {self._done}/{self._total} clips, {100 * self._done // self._total}%, {left:.0f} s left"
-        end = "\n" if last or not self._live else ""
-        print(f"\r{line:<60}" if self._live else line, end=end, file=sys.stderr, flush=True)
+        if split == self.splits[-1]:
+            self._progress.close()
 
 
 def _write_folder(directory: pathlib.Path, clips: _Clips) -> pathlib.Path:
@@ -187,6 +119,7 @@ def _write_folder(directory: pathlib.Path, clips: _Clips) -> pathlib.Path:
 def _write_tfds(directory: pathlib.Path, clips: _Clips) -> pathlib.Path:
     """Writes a TFDS dataset in ArrayRecord; returns the directory that holds dataset_info.json."""
     # Imported here so that the drawing processes, which load this package too, start faster.
-    from data.moving_shapes import tfds_builder
+    from data import array_record
 
-    return tfds_builder.write(directory, clips.splits, clips.records)
+    splits = {split: functools.partial(clips.records, split) for split in clips.splits}
+    return array_record.write(directory, "moving_shapes", VERSION, splits, (*array_record.TEXTS, "attributes"))

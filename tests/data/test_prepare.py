@@ -31,7 +31,7 @@ def test_the_command_writes_a_dataset_that_is_complete_and_alone(root, tmp_path,
     made = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert made.returncode == 0, made.stderr
     assert f"wrote {out}" in made.stdout and "2 train" in made.stdout
-    assert "no split validation" in made.stderr and "train: 2/2 clips, 100%" in made.stderr
+    assert "no split validation" in made.stderr and "train: 2/2 clips (100.0%)" in made.stderr
     assert len(read_records(out, "train")) == 2
     assert [p.name for p in out.parent.iterdir()] == ["out"]
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from data import array_record
 from data.corpora import encoding, writer
 from data.corpora.corpus import Clip, Corpus, Stream
 from data.corpora.reencode import reencode
@@ -69,7 +70,7 @@ def test_a_stream_is_read_clip_by_clip(clips, read_records, tmp_path):
 
 
 def test_many_bytes_make_several_shards_in_order(clips, read_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_SHARD_BYTES", 3 * clips[0].path.stat().st_size)
+    monkeypatch.setattr(array_record, "_SHARD_BYTES", 3 * clips[0].path.stat().st_size)
     written = writer.write(tmp_path, Corpus("some", {"train": clips * 5}))
     assert len(list(written.path.glob("*train*array_record*"))) > 3
     assert read_records(written.path, "train") == expected(clips * 5)
@@ -108,7 +109,7 @@ def test_a_file_that_cannot_be_read_becomes_a_record_without_bytes_and_is_listed
 
 
 def test_a_file_larger_than_a_record_is_listed(clips, read_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_LARGEST", max(c.path.stat().st_size for c in clips) - 1)
+    monkeypatch.setattr(encoding, "LARGEST", max(c.path.stat().st_size for c in clips) - 1)
     written = writer.write(tmp_path, Corpus("some", {"train": clips}))
     assert [row["clip_id"] for row in written.failed] == ["v5"] and "--fps" in written.failed[0]["error"]
     assert read_records(written.path, "train")[5]["video"] == b""

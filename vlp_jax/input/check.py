@@ -14,16 +14,14 @@ import array
 import collections
 import contextlib
 import dataclasses
-import datetime
 import glob
 import json
 import os
 import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -33,6 +31,7 @@ from vlp_jax import config as config_lib
 from vlp_jax.input import scan, sources
 from vlp_jax.input.ledger import kind_of
 from vlp_jax.input.mixture import open_mixture
+from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
 MEDIA = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .ts .flv .3gp .gif .jpg .jpeg .png .webp .bmp .tif .tiff".split()
@@ -211,32 +210,6 @@ def _distribution(what: str, values, form: str) -> str:
     return f"{what}: {low:{form}} to {high:{form}}, half of them up to {middle:{form}}"
 
 
-class Progress:
-    """A line on how far the scan is: redrawn on a terminal, printed now and then elsewhere."""
-
-    def __init__(self, total: int, stream: TextIO):
-        self._total, self._stream = total, stream
-        self._live = stream.isatty()
-        self._start = self._shown = time.monotonic()
-
-    def show(self, done: int, bad: int) -> None:
-        """Shows the newest state, where the last one is old enough."""
-        now = time.monotonic()
-        if now - self._shown < (0.2 if self._live else 5.0) and done < self._total:
-            return
-        self._shown = now
-        speed = done / (now - self._start)
-        left = datetime.timedelta(seconds=round((self._total - done) / speed)) if speed else "?"
-        text = f"{done:,}/{self._total:,} clips ({done / self._total:.1%}), {bad:,} bad, {speed:,.0f}/s, {left} left"
-        self._stream.write(f"\r{text}\x1b[K" if self._live else f"{text}\n")
-        self._stream.flush()
-
-    def finish(self) -> None:
-        """Ends the live line."""
-        if self._live:
-            self._stream.write("\n")
-
-
 def run(parts: tuple[scan.Part, ...], *, workers: int, sample: int = 0, out: str = "") -> tuple[Summary, bool]:
     """Scans, prints the report to stdout and writes one JSON line for each bad clip to `out`.
 
@@ -244,7 +217,7 @@ def run(parts: tuple[scan.Part, ...], *, workers: int, sample: int = 0, out: str
       The summary, and whether the scan was stopped by Ctrl-C.
     """
     total, records = spread(parts, sample)
-    summary, progress = Summary(parts), Progress(total, sys.stderr)
+    summary, progress = Summary(parts), CountProgress("", total)
     interrupted = False
     with contextlib.ExitStack() as stack:
         rows = stack.enter_context(open(out, "w", encoding="utf-8")) if out else None
@@ -256,10 +229,10 @@ def run(parts: tuple[scan.Part, ...], *, workers: int, sample: int = 0, out: str
                     row = {**dataclasses.asdict(found), "source": parts[found.part].name, "count": 1}
                     row = {key: row[key] for key in ("clip_id", "origin", "source", "error", "number", "count")}
                     rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-                progress.show(sum(summary.seen), sum(summary.bad))
+                progress.add(f"{sum(summary.bad):,} bad")
         except KeyboardInterrupt:
             interrupted = True
-        progress.finish()
+        progress.close()
     print("\n".join(summary.lines(total - sum(summary.seen))), flush=True)
     if out and sum(summary.bad):
         print(f"bad clips are listed in {out}")

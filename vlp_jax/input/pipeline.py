@@ -10,10 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -23,6 +20,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from vlp_jax import processes
 from vlp_jax.input import video
 from vlp_jax.input.mixture import Mixture, Part
 from vlp_jax.input.sources import Record, Source
@@ -290,11 +288,4 @@ def _start_worker(index: int, count: int) -> None:
     # which needs its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def die_with_parent():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    processes.end_with_parent()
