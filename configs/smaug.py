@@ -33,7 +33,7 @@ MOVING_SHAPES = {
 
 TINY = {
     **MOVING_SHAPES,
-    "epochs": 9.0,
+    "epochs": 7.0,
     "batch_size": 128,
     "input.image_size": 48,
     "model.vision.patch_size": 8,

@@ -7,17 +7,19 @@ spell words that training never showed, as questions have them.
 """
 
 import argparse
-import csv
-import difflib
 import io
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import sentencepiece
 
+from vlp_jax.files import write_atomically
+from vlp_jax.input import table_readers
+from vlp_jax.input.shards import ShardSource
+from vlp_jax.input.sources import require
 from vlp_jax.types import UserError
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # ids; [CLS], [SEP] and [MASK] are control symbols, which no text can produce
@@ -74,40 +76,66 @@ def train(captions: Sequence[str], vocabulary_size: int = 0) -> bytes:
     return model.getvalue()
 
 
-def read_captions(path: str | os.PathLike, caption_column: str = "caption", split: str = "") -> list[str]:
-    """Reads the training captions of a TFDS directory, a CSV file or a text file (one caption a line).
+def read_captions(
+    path: str | os.PathLike, caption_column: str = "caption", split: str = "", caption_key: str = ""
+) -> list[str]:
+    """Reads the training captions of a data set in any form that training takes, or of a text file.
 
     Args:
-      path: a directory that holds dataset_info.json, a .csv file, or any other file, which is read as UTF-8 text.
-      caption_column: CSV: the column that holds the captions.
-      split: TFDS: the split's name, "train" where empty. CSV: `all` or `column=value|value`; where empty,
-        `split=train` if there is a column `split`, else all rows. Not allowed with text.
+      path: a directory that holds dataset_info.json; a table (.csv, .tsv, .jsonl); tar shards (a directory of them, a
+        glob, or a range {00000..00099}.tar); or any other file, which is read as UTF-8 text, a caption a line.
+      caption_column: tables: the column that holds the captions.
+      split: TFDS: the split's name, "train" where empty. Tables: `all` or `column=value|value`; where empty,
+        `split=train` if there is a column `split`, else all rows. Shards: as `config.input.split`. Not for text.
+      caption_key: shards: '' for KEY.txt, otherwise a key of KEY.json.
 
     Raises:
       UserError: the input, the column or the split is missing, or has no caption.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"--input {path} does not exist: expected a TFDS directory, a .csv file or a text file")
-    try:
-        if path.is_dir():
-            captions = _read_tfds(path, split or "train")
-        elif path.suffix.lower() == ".csv":
-            captions = list(_read_csv(path, caption_column, split))
-        elif split:
-            raise UserError(f"--split {split!r}: {path} is read as text, which has no splits; leave it out")
-        else:
+    kind = _kind(path)
+    if kind == "tfds":
+        captions = _read_tfds(path, split or "train")
+    elif kind == "table":
+        captions = _read_table(str(path), caption_column, split)
+    elif kind == "shards":
+        source = ShardSource(str(path), split or "all", caption_key=caption_key)
+        captions = [source.caption(i) for i in range(len(source))]
+    elif split:
+        raise UserError(f"--split {split!r}: {path} is read as text, which has no splits; leave it out")
+    else:
+        try:
             captions = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--input {path}: expected UTF-8 text, but {error}") from error
-    if not any(map(str.strip, captions)):
+        except UnicodeDecodeError as error:
+            raise UserError(f"--input {path}: expected UTF-8 text, but {error}") from error
+    # What is not UTF-8 was replaced, and is no text to learn from.
+    whole = [caption for caption in captions if "\ufffd" not in caption]
+    if len(whole) < len(captions):
+        print(f"{path}: {len(captions) - len(whole)} captions are not UTF-8 and left out", file=sys.stderr)
+    if not any(map(str.strip, whole)):
         raise UserError(f"--input {path} has no caption: expected at least one that is not empty")
-    return captions
+    return whole
 
 
-def _read_tfds(path, split):
-    if not (path / "dataset_info.json").is_file():
-        raise UserError(f"--input {path} has no dataset_info.json: expected a TFDS directory, a .csv or a text file")
+def _kind(path: pathlib.Path) -> str:
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        return "tfds"
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        return "shards"
+    if path.is_dir():
+        raise UserError(
+            f"--input {path} has no dataset_info.json and no .tar file: expected a TFDS directory, tar shards, a table "
+            "(.csv, .tsv, .jsonl) or a text file"
+        )
+    if not path.exists():
+        raise UserError(
+            f"--input {path} does not exist: expected a TFDS directory, tar shards, a table (.csv, .tsv, .jsonl) or a "
+            "text file"
+        )
+    return "table" if path.suffix.lower() in table_readers.SUFFIXES else "text"
+
+
+def _read_tfds(path: pathlib.Path, split: str) -> list[str]:
     import tensorflow_datasets as tfds  # only this input needs it
 
     builder = tfds.builder_from_directory(path)
@@ -116,43 +144,51 @@ def _read_tfds(path, split):
     if "caption" not in builder.info.features:
         raise UserError(f"--input {path}: expected a feature `caption`, found {', '.join(builder.info.features)}")
     source = builder.as_data_source(split=split)
-    return [source[i]["caption"].decode("utf-8") for i in range(len(source))]
+    return [source[i]["caption"].decode("utf-8", "replace") for i in range(len(source))]
 
 
-def _read_csv(path, column, split) -> Iterator[str]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        columns = list(table.fieldnames or ())
-        if not split:
-            split = "split=train" if "split" in columns else "all"
-        key, equals, values = split.partition("=")
-        if split != "all" and not equals:
-            raise UserError(f"--split {split!r}: expected all or column=value|value for {path}")
-        for flag, name in [("--caption-column", column)] + ([("--split", key)] if equals else []):
-            if name not in columns:
-                near = difflib.get_close_matches(name, columns, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"{flag}: {path} has no column {name!r}, only {', '.join(columns) or 'none'}{hint}")
-        found = set()
-        wanted = set(values.split("|"))
-        for row in table:
-            found.add(row[key] if equals else "")
-            if not equals or row[key] in wanted:
-                yield row[column] or ""
-        if equals and not wanted & found:
-            raise UserError(f"--split {split!r} matches no row of {path}: {key!r} has {', '.join(sorted(found)[:20])}")
+def _read_table(file: str, column: str, split: str) -> list[str]:
+    columns = table_readers.columns(file)
+    if not split:
+        split = "split=train" if "split" in columns else "all"
+    key, equals, values = split.partition("=")
+    if split != "all" and not equals:
+        raise UserError(f"--split {split!r}: expected all or column=value|value for {file}")
+
+    def check(present: list[str]) -> None:
+        require(present, (column,), f"--caption-column: {file}", "column")
+        if equals:
+            require(present, (key,), f"--split: {file}", "column")
+
+    check(columns)
+    captions: list[str] = []
+    found: set[str] = set()
+    wanted = set(values.split("|"))
+    # `dict.fromkeys`: the captions may be the column that the split looks at.
+    names = list(dict.fromkeys([column, *([key] if equals else [])]))
+    for cells in table_readers.read(file, names, check, table_readers.Replaced()):
+        texts = cells[column].to_pylist()
+        if equals:
+            kinds = cells[key].to_pylist()
+            found |= set(kinds)
+            texts = [text for text, kind in zip(texts, kinds) if kind in wanted]
+        captions += texts
+    if equals and not wanted & found:
+        raise UserError(f"--split {split!r} matches no row of {file}: {key!r} has {', '.join(sorted(found)[:20])}")
+    return captions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the arguments, trains, writes the model and prints one line; returns 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="python -m data.train_tokenizer", description="Trains the tokenizer.")
-    parser.add_argument("--input", required=True, help="TFDS directory, .csv file, or text file with a caption a line")
+    parser.add_argument("--input", required=True, help="TFDS directory, table, tar shards, or text, a caption a line")
     parser.add_argument("--output", required=True, help="the .model file to write")
-    parser.add_argument("--caption-column", default="caption", help="CSV: the captions' column (%(default)s)")
+    parser.add_argument("--caption-column", default="caption", help="tables: the captions' column (%(default)s)")
+    parser.add_argument("--caption-key", default="", help="shards: key of a sample's .json; its .txt by default")
     parser.add_argument(
         "--split",
         default="",
-        help="TFDS: a split (train); CSV: all or column=value|value (split=train where there is such a column)",
+        help="TFDS: a split (train); tables: all or column=value|value (split=train where there is such a column)",
     )
     parser.add_argument(
         "--vocab-size", type=int, default=0, help=f"most pieces ({MAX_VOCABULARY}, or what the corpus supports)"
@@ -163,14 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--vocab-size {given.vocab_size}: expected a number above 0, or 0 for the default")
         if pathlib.Path(given.output).is_dir():
             raise UserError(f"--output {given.output} is a directory: expected the name of the .model file to write")
-        captions = read_captions(given.input, given.caption_column, given.split)
+        captions = read_captions(given.input, given.caption_column, given.split, given.caption_key)
         model = train(captions, given.vocab_size)
         output = pathlib.Path(given.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or absent, whenever the process dies: `make` takes a file that exists for a finished one.
-        part = output.with_name(output.name + ".part")
-        part.write_bytes(model)
-        part.replace(output)
+        write_atomically(output, model)  # `make` takes a file that exists for a finished one
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,11 +15,9 @@ from absl import app, flags, logging
 from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
+from vlp_jax import workdir as workdir_lib
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
-
-CONFIG_FILE = "config.json"
-CHECKPOINTS = "checkpoints"
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
@@ -104,20 +102,6 @@ class Run:
     step: int
 
 
-def stored_tokenizer(workdir: pathlib.Path) -> pathlib.Path | None:
-    """Returns the tokenizer that a run keeps in its workdir, None where there is none."""
-    return next((workdir / name for name in tokenizer_lib.FILE_NAMES if (workdir / name).is_file()), None)
-
-
-def run_tokenizer(workdir: pathlib.Path) -> pathlib.Path:
-    """As `stored_tokenizer`, for a workdir that holds a run and is broken without its tokenizer."""
-    stored = stored_tokenizer(workdir)
-    if stored is None:
-        names = " nor ".join(tokenizer_lib.FILE_NAMES)
-        raise UserError(f"--workdir={workdir} holds a run, but neither {names}: put back the file it was trained with")
-    return stored
-
-
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, from the run's own config.
 
@@ -127,17 +111,22 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     Raises:
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
     """
-    if not (workdir / CONFIG_FILE).is_file():
-        raise UserError(f"--workdir={workdir}: holds no {CONFIG_FILE}, so no training run was started there")
-    config = config_lib.from_json((workdir / CONFIG_FILE).read_text())
+    config_file = workdir / workdir_lib.CONFIG_FILE
+    if not config_file.is_file():
+        raise UserError(
+            f"--workdir={workdir}: holds no {workdir_lib.CONFIG_FILE}, so no training run was started there"
+        )
+    config = config_lib.from_json((workdir / workdir_lib.CONFIG_FILE).read_text())
     tokenizer = tokenizer_lib.open_tokenizer(
-        run_tokenizer(workdir), config.input.max_text_tokens, config.input.lowercase
+        workdir_lib.run_tokenizer(workdir), config.input.max_text_tokens, config.input.lowercase
     )
     set_precision(config)
     # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})
     mesh = sharding.make_mesh(config)
-    checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False)
+    checkpoints = checkpoint.Checkpointer(
+        workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False
+    )
     metadata = checkpoints.read_metadata(step)
     setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
     part = "params" if setup.abstract.ema is None else "ema"

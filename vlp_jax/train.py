@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 import signal
 import sys
 from typing import Any
@@ -22,6 +21,7 @@ from ml_collections import config_flags
 from vlp_jax import checkpoint, launch, optimizer, sharding, validation, warm_start
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
+from vlp_jax import workdir as workdir_lib
 from vlp_jax.evaluation import retrieval
 from vlp_jax.input import ledger as ledger_lib
 from vlp_jax.input import mixture as mixture_lib
@@ -35,13 +35,6 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, with an argument after a colon: configs/smaug.py:tiny.")
 flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and the tokenizer.", required=True)
 flags.mark_flag_as_required("config")
-
-# Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
-MAY_CHANGE = (
-    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer input.workers "
-    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels input.max_bad_share "
-    "model.attention_kernel model.remat model.unroll"
-).split()
 
 
 def main(argv: list[str]) -> None:
@@ -74,14 +67,14 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     pipeline.probe(mixture)
     total_steps = config_lib.total_steps(config, len(mixture))
     tokenizer = tokenizer_lib.open_tokenizer(
-        check_workdir(config, workdir), config.input.max_text_tokens, config.input.lowercase
+        workdir_lib.check(config, workdir), config.input.max_text_tokens, config.input.lowercase
     )
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
     run = state_lib.setup(config, tokenizer, mesh, total_steps)
-    prepare_workdir(config, workdir, tokenizer)
+    workdir_lib.prepare(config, workdir, tokenizer)
     checkpoints = checkpoint.Checkpointer(
-        workdir / launch.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
+        workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
     step, meters = 0, Meters()
     if checkpoints.latest() is not None:
@@ -200,60 +193,6 @@ def train(config: Any, workdir: pathlib.Path) -> None:
             sys.exit(130)
     else:
         say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
-
-
-def check_workdir(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-    """Refuses a workdir that cannot be made or holds another run; returns the tokenizer to use. Writes nothing."""
-    if not workdir.parent.is_dir():
-        raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: expected a directory, or a name for a new one")
-    config_file, stored = workdir / launch.CONFIG_FILE, launch.stored_tokenizer(workdir)
-    given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
-    make_one = "make one with `python -m data.train_tokenizer --input {} --output {}`"
-    if given and not given.is_file():
-        hint = make_one.format(config.input.path, config.input.tokenizer)
-        raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; {hint}")
-    tokenizer_file = given or stored
-    if tokenizer_file is None:
-        hint = make_one.format(config.input.path, "tokenizer.model")
-        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
-    # Until something is saved, a first command that failed binds the next one to nothing.
-    if config_file.is_file() and (workdir / launch.CHECKPOINTS).is_dir():
-        saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
-        for key, value in asked.items():
-            # A source of the mixture may change what config.input may.
-            knob = re.sub(r"^mixture\.\w+\.", "input.", key)
-            if saved.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):
-                raise UserError(
-                    f"--workdir={workdir} holds a run with config.{key} = {saved.get(key)!r}, this command says "
-                    f"{value!r}; use a new --workdir for another run, or the saved value to continue this one"
-                )
-        if given and stored and given.read_bytes() != stored.read_bytes():
-            raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {stored}")
-        return launch.run_tokenizer(workdir)
-    return tokenizer_file
-
-
-def prepare_workdir(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
-    """Makes the workdir and stores the config and the tokenizer in it."""
-    try:
-        workdir.mkdir(exist_ok=True)
-        # Of an earlier command that saved nothing, another kind of tokenizer may be there; it goes first, so that a
-        # workdir never holds two.
-        for name in set(tokenizer_lib.FILE_NAMES) - {tokenizer.file_name}:
-            (workdir / name).unlink(missing_ok=True)
-        write_atomically(workdir / tokenizer.file_name, tokenizer.serialized())
-        write_atomically(workdir / launch.CONFIG_FILE, config_lib.to_json(config).encode())
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
-
-
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file that is either whole or absent, whenever the process dies."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any) -> retrieval.Retrieval:

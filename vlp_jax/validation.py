@@ -4,6 +4,7 @@ Messages quote the offending value, what was expected, and the fix.
 """
 
 import difflib
+import re
 
 import ml_collections
 
@@ -87,6 +88,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not (above and below):
             interval = f"{'[' if low_ok else '('}{low}, {'inf' if high is None else high}{']' if high_ok else ')'}"
             raise UserError(f"config.{key} = {value!r}: expected a number in {interval}")
+    for pattern in values["init_may_differ"]:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise UserError(
+                f"config.init_may_differ holds {pattern!r}: expected a regular expression that matches whole parameter "
+                f"paths, but {e}"
+            ) from e
     _validate_length(config)
     _validate_input(config)
     _validate_model(config)

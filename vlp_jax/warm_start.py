@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from vlp_jax import checkpoint, launch
+from vlp_jax import checkpoint, workdir
 from vlp_jax.models import layers
 from vlp_jax.types import UserError
 
@@ -18,7 +18,7 @@ def load(init_from: str, may_differ: tuple[str, ...], params: Any) -> tuple[Any,
     positions of another length is interpolated (`layers.interpolate_time`).
 
     Args:
-      init_from: a workdir, for its newest intact checkpoint, or WORKDIR/checkpoints/STEP.
+      init_from: a workdir, for its newest checkpoint, or WORKDIR/checkpoints/STEP.
       may_differ: regular expressions; a parameter whose whole path matches one may be absent on either side or of
         another shape, and keeps its own value.
       params: the new run's parameters, placed on the mesh.
@@ -78,14 +78,14 @@ def load(init_from: str, may_differ: tuple[str, ...], params: Any) -> tuple[Any,
 
 def _find(init_from: str) -> tuple[pathlib.Path, int | None]:
     path = pathlib.Path(init_from)
-    if (path / launch.CHECKPOINTS).is_dir():
-        return path / launch.CHECKPOINTS, None
+    if (path / workdir.CHECKPOINTS).is_dir():
+        return path / workdir.CHECKPOINTS, None
     step = re.fullmatch(r"(\d+)(\.\d+)?", path.name)
-    if path.parent.name == launch.CHECKPOINTS and path.is_dir() and step:
+    if path.parent.name == workdir.CHECKPOINTS and path.is_dir() and step:
         return path.parent, int(step[1])
     raise UserError(
         f"config.init_from = {init_from!r}: expected the workdir of a run that has saved a checkpoint, or one of its "
-        f"checkpoints, WORKDIR/{launch.CHECKPOINTS}/000000500"
+        f"checkpoints, WORKDIR/{workdir.CHECKPOINTS}/000000500"
     )
 
 

@@ -1,8 +1,11 @@
 """The tokenizer's special ids, its vocabulary on small and large corpora, and what it reads."""
 
+import io
+import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,26 @@ def test_the_command_writes_the_model_and_one_line(tmp_path):
     size = load(output.read_bytes()).vocab_size()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"wrote {output}: {size} pieces from {len(CAPTIONS)} captions\n"
+
+
+def test_tables_and_shards_give_the_captions_that_training_reads(tmp_path, capsys):
+    captions = ['a "red" circle, then', "two squares", "caf\u00e9"]
+    rows = [{"clip": f"{i}.mp4", "text": text, "split": "train"} for i, text in enumerate(captions)]
+    lines = [json.dumps(row) for row in rows] + [json.dumps({"clip": "9.mp4", "text": "unseen", "split": "test"})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    table = "clip\ttext\n" + "".join(f"{i}.mp4\t{text}\n" for i, text in enumerate(captions))
+    (tmp_path / "a.tsv").write_bytes(table.encode() + b"9.mp4\tcaf\xe9\n")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i, text in enumerate(captions):
+            for name, content in ((f"{i}.mp4", b"-"), (f"{i}.json", json.dumps({"text": text}).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert read_captions(tmp_path / "a.jsonl", "text") == captions
+    assert read_captions(tmp_path / "a.jsonl", "text", "split=test") == ["unseen"]
+    assert capsys.readouterr().err == ""
+    assert read_captions(tmp_path / "a.tsv", "text") == captions
+    assert "1 captions are not UTF-8 and left out" in capsys.readouterr().err
+    assert read_captions(tmp_path / "a.tar", caption_key="text") == captions
+    with pytest.raises(UserError, match="no column 'caption', only clip, text, split"):
+        read_captions(tmp_path / "a.jsonl")

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlp_jax.input.per_process import PerProcess
 from vlp_jax.types import UserError
 
 VARIABLE = "VLP_JAX_CACHE"
@@ -54,12 +55,16 @@ def identity(file: str | os.PathLike) -> list[Any]:
     return [os.path.abspath(file), info.st_size, info.st_mtime_ns]
 
 
-class Rows:
+class Rows(PerProcess):
     """The rows of a cached file, by number; picklable as its path, and mapped by each process when it first reads.
 
     Attributes:
       notes: what the builder said about all rows.
     """
+
+    _batches: list[pa.RecordBatch] | None
+    _ends: list[int]
+    _lock: threading.Lock
 
     def __init__(self, path: pathlib.Path):
         self._path = str(path)
@@ -67,17 +72,8 @@ class Rows:
         batches, self.notes = self._map()
         self._length = sum(len(batch) for batch in batches)
 
-    def _forget(self) -> None:
-        self._batches: list[pa.RecordBatch] | None = None
-        self._ends: list[int] = []
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_ends", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _fresh(self) -> dict[str, Any]:
+        return {"_batches": None, "_ends": [], "_lock": threading.Lock()}
 
     def _map(self) -> tuple[list[pa.RecordBatch], dict[str, Any]]:
         reader = pa.ipc.open_file(pa.memory_map(self._path))

@@ -71,14 +71,13 @@ def examine(parts: tuple[Part, ...], part: int, number: int) -> Finding:
         return dataclasses.replace(found, error=f"unreadable record: {type(e).__name__}: {e}".splitlines()[0])
     origin = record.video if isinstance(record.video, str) else p.source.name
     found = dataclasses.replace(found, clip_id=record.clip_id, origin=origin)
-    how: dict[str, Any] = {"span": record.span, "timeout_s": p.timeout_s, "max_pixels": p.max_pixels}
     try:
-        reader = Reader(record.video, **how)
+        reader = Reader(record.video, p.timeout_s, span=record.span, max_pixels=p.max_pixels)
         found = dataclasses.replace(found, codec=reader.codec, width=reader.width, height=reader.height)
         found = dataclasses.replace(found, seconds=reader.duration(), frames=reader.count())
         if p.every_frame:
             reader.check_every_frame()
-        video.decode(record.video, frames=1 if p.stills and reader.is_still else p.frames, size=p.size, **how)
+        video.decode(reader, frames=1 if p.stills and reader.is_still else p.frames, size=p.size, span=record.span)
         if p.captions and not record.caption:
             raise video.VideoError("empty caption")
     except video.VideoError as e:

@@ -3,12 +3,12 @@
 import numpy as np
 import sentencepiece
 
-from vlp_jax.input.subwords import Subwords
+from vlp_jax.input.subwords import Tokenizer
 from vlp_jax.types import UserError
 
 
-class SentencePiece(Subwords):
-    """A SentencePiece model; see `vlp_jax.input.tokenizer.Tokenizer`.
+class SentencePiece(Tokenizer):
+    """A SentencePiece model; see `Tokenizer`.
 
     Padding, [CLS], [SEP] and [MASK] that the model lacks get the ids after its last piece, in this order: T5's model
     of 32,000 pieces (padding 0, `</s>` 1, unknown 2) gives [CLS] 32000, [SEP] 32001, [MASK] 32002, V = 32,003, and

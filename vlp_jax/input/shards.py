@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlp_jax.input import arrow_cache, tar_index
+from vlp_jax.input.per_process import PerProcess
 from vlp_jax.input.sources import Record, near
 from vlp_jax.types import UserError
 
@@ -35,7 +36,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class ShardSource:
+class ShardSource(PerProcess):
     """Samples of tar shards: KEY.(mp4|webm|mkv|avi|mov|jpg|jpeg|png|webp) with KEY.txt, KEY.json or both.
 
     KEY is a member's name up to the first dot of its basename (WebDataset's rule), and the extension counts without
@@ -59,6 +60,9 @@ class ShardSource:
       UserError: no such shard, a compressed one, one that cannot be read, no sample, no caption in the place named
         (listing the keys there are), an unwritable cache.
     """
+
+    _files: "dict[int, _File]"
+    _lock: threading.Lock
 
     def __init__(self, path: str, split: str = "all", *, caption_key: str = ""):
         self.name = f"{path}:{split}"
@@ -126,27 +130,24 @@ class ShardSource:
         texts = [key for key in every if any(_text_at(sample, key) for sample in samples)]
         return texts or list(every)
 
-    def _forget(self) -> None:
-        self._files: dict[int, _File] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _fresh(self) -> dict[str, Any]:
+        return {"_files": {}, "_lock": threading.Lock()}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
+        return Record(self._read(row, "media"), self._caption(row), f"{self._names[row['shard']]}/{row['key']}")
+
+    def caption(self, index: int) -> str:
+        """The caption of sample `index`, without reading its media."""
+        return self._caption(self._rows[index])
+
+    def _caption(self, row: dict[str, Any]) -> str:
         if self._caption_key:
-            caption = _text_at(_parse(self._read(row, "json")), self._caption_key)
-        else:
-            caption = self._read(row, "txt").decode(errors="replace").strip()
-        return Record(self._read(row, "media"), caption, f"{self._names[row['shard']]}/{row['key']}")
+            return _text_at(_parse(self._read(row, "json")), self._caption_key)
+        return self._read(row, "txt").decode(errors="replace").strip()
 
     def _read(self, row: dict[str, Any], part: str) -> bytes:
         """The bytes of a sample's media, txt or json member; none where it has no such member."""

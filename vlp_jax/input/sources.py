@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import ml_collections
 
+from vlp_jax.input.per_process import PerProcess
 from vlp_jax.types import UserError
 
 
@@ -79,7 +80,7 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
     raise UserError(f"config.input.kind = {input_config.kind!r}: expected one of tfds, table, shards")
 
 
-class TfdsSource:
+class TfdsSource(PerProcess):
     """A split of a TFDS dataset written with file_format='array_record'; features video, caption and clip_id.
 
     An evaluation set holds every clip once, in the split `clips`, and its captions in annotation tables beside
@@ -95,6 +96,9 @@ class TfdsSource:
       UserError: no such directory, dataset, feature, split or table (naming those that exist), no record, or a row
         about a clip that is not there.
     """
+
+    _data: Any
+    _lock: threading.Lock
 
     def __init__(self, path: str, split: str):
         directory = pathlib.Path(path)
@@ -144,16 +148,8 @@ class TfdsSource:
         self._rows = tables.open_annotations(directory / f"{table}.jsonl", directory / "clips.txt", count)
         self._length = len(self._rows)
 
-    def _forget(self) -> None:
-        self._data: Any = None
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_data", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _fresh(self) -> dict[str, Any]:
+        return {"_data": None, "_lock": threading.Lock()}
 
     def _builder(self):
         import tensorflow_datasets as tfds  # takes a second: only where records are read

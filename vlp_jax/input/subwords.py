@@ -1,4 +1,4 @@
-"""What tokenizers share: the frame around a text's pieces, the way back, and the range of the words' ids."""
+"""What tokenizers are: the frame around a text's pieces, the way back, and the range of the words' ids."""
 
 import abc
 from collections.abc import Iterable
@@ -8,13 +8,23 @@ import numpy as np
 from vlp_jax.types import UserError
 
 
-class Subwords(abc.ABC):
-    """Implements `vlp_jax.input.tokenizer.Tokenizer` on top of `_split` and `_join`.
+class Tokenizer(abc.ABC):
+    """Captions to ids and back, on top of `_split` and `_join`; picklable, and safe to use from several threads.
 
     Args:
       data: the tokenizer's file.
       max_tokens: L, at least 3.
       name: the file's name, for messages.
+
+    Attributes:
+      file_name: the name under which a workdir keeps the file.
+      max_tokens: L.
+      vocab_size: V, rows of an embedding table that holds every id, the special ones included.
+      pad_id, unk_id, cls_id, sep_id, mask_id: special ids; no text is encoded to one of them, but for the unknown.
+      first_word_id, end_word_id: the longest range of ids that holds only pieces of words; the random replacement of
+        masked language modelling draws from `[first_word_id, end_word_id)`.
+      starts_word: bool `[V]`, True where a piece begins a word; the pieces that follow it, up to the next True, are of
+        the same word.
 
     Raises:
       UserError: L below 3.
@@ -50,9 +60,15 @@ class Subwords(abc.ABC):
         return type(self), (self._data, self.max_tokens, self._name)
 
     def serialized(self) -> bytes:
+        """The file's bytes; `open_tokenizer(serialized, L, lowercase)` restores the tokenizer."""
         return self._data
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Returns `[CLS] pieces [SEP]`, padded or cut to L.
+
+        Returns:
+          ids int32 `[B, L]`; mask bool `[B, L]`, True on tokens, specials included; how many texts were cut.
+        """
         ids = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
         mask = np.zeros(ids.shape, bool)
         room = self.max_tokens - 2
@@ -67,6 +83,7 @@ class Subwords(abc.ABC):
         return ids, mask, cut
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; [CLS], [SEP] and padding vanish, [MASK] stays visible."""
         text: list[str] = []
         words: list[int] = []
         for i in [int(i) for i in ids]:

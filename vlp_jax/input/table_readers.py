@@ -62,6 +62,16 @@ def read(file: str, wanted: list[str], check: Callable[[list[str]], None], repla
     return _read_jsonl(file, wanted, check, replaced)
 
 
+def columns(file: str) -> list[str]:
+    """Returns the header's columns, or the keys of the first of the JSON lines; none of an empty file."""
+    suffix = pathlib.Path(file).suffix.lower()
+    if suffix in _DELIMITERS:
+        return _header(file, _DELIMITERS[suffix])
+    with open(file, "rb") as f:
+        rows = (_read_line(file, i, line, Replaced()) for i, line in enumerate(f, 1) if line.strip())
+        return list(next(rows, {}))
+
+
 def line_of(file: str, row: int) -> int:
     """Number of the line, from 1, where row `row`, from 0, begins; reads the file up to there."""
     suffix = pathlib.Path(file).suffix.lower()

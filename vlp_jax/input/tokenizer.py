@@ -1,60 +1,14 @@
-"""Captions to token ids: the interface of a tokenizer, and opening one by its content."""
+"""Captions to token ids: opening a tokenizer by its content."""
 
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Protocol
-
-import numpy as np
 
 from vlp_jax.input.sentence_piece import SentencePiece
+from vlp_jax.input.subwords import Tokenizer
 from vlp_jax.input.wordpiece import WordPiece
 from vlp_jax.types import UserError
 
 FILE_NAMES = (SentencePiece.file_name, WordPiece.file_name)  # what a workdir keeps a tokenizer under
-
-
-class Tokenizer(Protocol):
-    """What the rest of the code asks of a tokenizer; picklable, and safe to use from several threads.
-
-    Attributes:
-      file_name: the name under which a workdir keeps the file; one of FILE_NAMES.
-      max_tokens: L.
-      vocab_size: V, rows of an embedding table that holds every id, the special ones included.
-      pad_id, unk_id, cls_id, sep_id, mask_id: special ids; no text is encoded to one of them, but for the unknown.
-      first_word_id, end_word_id: the longest range of ids that holds only pieces of words; the random replacement of
-        masked language modelling draws from `[first_word_id, end_word_id)`.
-      starts_word: bool `[V]`, True where a piece begins a word; the pieces that follow it, up to the next True, are of
-        the same word.
-    """
-
-    file_name: str
-    max_tokens: int
-    vocab_size: int
-    pad_id: int
-    unk_id: int
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    first_word_id: int
-    end_word_id: int
-    starts_word: np.ndarray
-
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns `[CLS] pieces [SEP]`, padded or cut to L.
-
-        Returns:
-          ids int32 `[B, L]`; mask bool `[B, L]`, True on tokens, specials included; how many texts were cut.
-        """
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; [CLS], [SEP] and padding vanish, [MASK] stays visible."""
-        ...
-
-    def serialized(self) -> bytes:
-        """The file's bytes; `open_tokenizer(serialized, L, lowercase)` restores the tokenizer."""
-        ...
 
 
 def open_tokenizer(source: str | os.PathLike | bytes, max_tokens: int, lowercase: bool = True) -> Tokenizer:

@@ -10,6 +10,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vlp_jax.input.container import VideoError, reasons
 from vlp_jax.input.decoder import MAX_PIXELS, Reader, TooFewFrames
+from vlp_jax.input.per_process import PerProcess
 
 # Without the second flag swscale gives two neighbouring pixels of the *result* one colour, whatever the source holds.
 _INTERPOLATION = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
@@ -70,7 +71,7 @@ def sample_crop(
 # --- Decoded frames kept in memory ------------------------------------------------------------------------------------
 
 
-class FrameCache:
+class FrameCache(PerProcess):
     """Decoded frames of whole clips, up to a budget, for one process; a pickled copy starts empty.
 
     Nothing is evicted: under reshuffled epochs every clip is equally likely to come next, so the clips that came first
@@ -78,23 +79,21 @@ class FrameCache:
 
     Args:
       gib: budget, GiB.
+
+    Attributes:
+      used: bytes.
     """
+
+    _entries: dict[Any, tuple[threading.Lock, list[av.VideoFrame]]]
+    _lock: threading.Lock
+    used: int
 
     def __init__(self, gib: float):
         self._budget = int(gib * 2**30)
-        self._clear()
+        self._forget()
 
-    def _clear(self) -> None:
-        self._entries: dict[Any, tuple[threading.Lock, list[av.VideoFrame]]] = {}
-        self._lock = threading.Lock()
-        self.used = 0  # bytes
-
-    def __getstate__(self) -> int:
-        return self._budget
-
-    def __setstate__(self, budget: int) -> None:
-        self._budget = budget
-        self._clear()
+    def _fresh(self) -> dict[str, Any]:
+        return {"_entries": {}, "_lock": threading.Lock(), "used": 0}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -117,7 +116,7 @@ class FrameCache:
 
 
 def decode(
-    video: bytes | str,
+    video: bytes | str | Reader,
     *,
     frames: int,
     size: int,
@@ -133,7 +132,8 @@ def decode(
     """Decodes T frames of a clip, or of an image (one frame); they are the frames that a full decode gives.
 
     Args:
-      video: an encoded file's bytes, or its path.
+      video: an encoded file's bytes, or its path; or a Reader of it, and then `span`, `timeout_s` and `max_pixels` are
+        those that it was made with.
       frames: T.
       size: height and width of the result, pixels.
       rng: None for evaluation: the frames at the centres of T equal intervals, the whole frame squashed to a square,
@@ -155,7 +155,7 @@ def decode(
     entry = None if cache is None else cache.get(key)
     try:
         if entry is None:
-            reader = Reader(video, timeout_s, span=span, max_pixels=max_pixels)
+            reader = video if isinstance(video, Reader) else Reader(video, timeout_s, span=span, max_pixels=max_pixels)
             if cache is None or not _fill(cache, key, reader):
                 state: Any = None if rng is None else rng.bit_generator.state
 

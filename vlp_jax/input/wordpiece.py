@@ -5,7 +5,7 @@ import io
 import numpy as np
 import tokenizers
 
-from vlp_jax.input.subwords import Subwords
+from vlp_jax.input.subwords import Tokenizer
 from vlp_jax.types import UserError
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -15,8 +15,8 @@ _CONTINUES = "##"
 _CAPITALS = 0.05
 
 
-class WordPiece(Subwords):
-    """A vocabulary of BERT's layout; see `vlp_jax.input.tokenizer.Tokenizer`.
+class WordPiece(Tokenizer):
+    """A vocabulary of BERT's layout; see `Tokenizer`.
 
     Text is cleaned of control characters, split at white space, punctuation and CJK characters, and each word into the
     longest pieces from its left; a word that cannot be split, or has more than 100 characters, is one [UNK].

@@ -137,9 +137,11 @@ class VideoEncoder(nnx.Module):
             patches = jnp.take_along_axis(patches.reshape(b, -1, size), flat[..., None], axis=1)
             patches = patches.reshape(*kept.shape, size)
         x = self.embed(normalise_pixels(patches).astype(self.dtype))
-        time = self._time_positions(slots)
-        x = x + self._positions(time, count)[kept]
-        cls = self.cls[...] + time[kept[:, :, 0] // count]
+        # Looked up for each slot, not for each patch: learned ones get their gradient from far fewer rows.
+        time_BxTxD = self._time_positions(slots)[kept[:, :, 0] // count]
+        space_NxD = jnp.asarray(layers.space_positions(round(count**0.5), self.cls.shape[0]))
+        x = x + (space_NxD[kept % count] + time_BxTxD[:, :, None]).astype(self.dtype)
+        cls = self.cls[...] + time_BxTxD
         x = constrain_batch(jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2))
 
         graph, params = nnx.split(self.blocks)
@@ -158,11 +160,6 @@ class VideoEncoder(nnx.Module):
         if self.time is None:
             return jnp.asarray(layers.time_positions(slots, self.cls.shape[0]))
         return layers.interpolate_time(self.time[...], slots)
-
-    def _positions(self, time_TxD, count):
-        space_NxD = layers.space_positions(round(count**0.5), self.cls.shape[0])
-        table = space_NxD[None] + time_TxD[:, None]
-        return table.reshape(-1, table.shape[-1]).astype(self.dtype)
 
     def _segments(self, params):
         """Cuts the stack where tokens are pruned: (None, several layers) or (layer number, that one layer)."""

@@ -13,6 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from vlp_jax.files import write_atomically
 from vlp_jax.types import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -200,6 +201,4 @@ def _keep_lines(path: pathlib.Path, last_step: int | None) -> None:
         return
     kept = b"".join(line + b"\n" for line, record in _parse(path) if last_step is None or record["step"] <= last_step)
     if kept != path.read_bytes():
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(kept)
-        part.replace(path)
+        write_atomically(path, kept)

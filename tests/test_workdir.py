@@ -3,7 +3,7 @@
 import pytest
 
 from vlp_jax import config as config_lib
-from vlp_jax import launch, train
+from vlp_jax import workdir as workdir_lib
 from vlp_jax.input.tokenizer import open_tokenizer
 from vlp_jax.types import UserError
 
@@ -23,9 +23,9 @@ def files(tmp_path_factory):
 
 def store(config, workdir):
     """What a training command does with its tokenizer before the first step."""
-    path = train.check_workdir(config, workdir)
+    path = workdir_lib.check(config, workdir)
     tokenizer = open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase)
-    train.prepare_workdir(config, workdir, tokenizer)
+    workdir_lib.prepare(config, workdir, tokenizer)
     return tokenizer
 
 
@@ -33,21 +33,21 @@ def store(config, workdir):
 def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, name):
     workdir = tmp_path / "run"
     first = store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
-    (workdir / launch.CHECKPOINTS).mkdir()
-    assert sorted(p.name for p in workdir.iterdir()) == sorted([launch.CHECKPOINTS, launch.CONFIG_FILE, name])
+    (workdir / workdir_lib.CHECKPOINTS).mkdir()
+    assert sorted(p.name for p in workdir.iterdir()) == sorted([workdir_lib.CHECKPOINTS, workdir_lib.CONFIG_FILE, name])
     assert (workdir / name).read_bytes() == files[name].read_bytes()
     # The same command, and one that leaves the tokenizer to the workdir.
     for given in (str(files[name]), ""):
         again = store(tiny_config({"input.tokenizer": given}), workdir)
         assert type(again) is type(first) and again.serialized() == first.serialized()
-    assert launch.run_tokenizer(workdir) == workdir / name
+    assert workdir_lib.run_tokenizer(workdir) == workdir / name
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
 def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, name):
     workdir = tmp_path / "run"
     store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
-    (workdir / launch.CHECKPOINTS).mkdir()
+    (workdir / workdir_lib.CHECKPOINTS).mkdir()
     other = next(path for kind, path in files.items() if kind != name)
     with pytest.raises(UserError, match=f"differs from the run's own .*{name}"):
         store(tiny_config({"input.tokenizer": str(other)}), workdir)
@@ -61,18 +61,18 @@ def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, name):
 def test_a_command_that_saved_nothing_leaves_no_second_tokenizer(tiny_config, files, tmp_path):
     for name, path in files.items():
         store(tiny_config({"input.tokenizer": str(path)}), tmp_path)
-        assert launch.stored_tokenizer(tmp_path) == tmp_path / name
+        assert workdir_lib.stored_tokenizer(tmp_path) == tmp_path / name
     assert not (tmp_path / "vocab.txt").exists()
 
 
 def test_without_any_tokenizer_both_kinds_are_asked_for(tiny_config, tmp_path):
     with pytest.raises(UserError, match=r"expected a SentencePiece model or a vocab.txt"):
-        train.check_workdir(tiny_config(), tmp_path)
+        workdir_lib.check(tiny_config(), tmp_path)
 
 
 def test_the_lower_case_knob_reaches_the_tokenizer(tiny_config, tmp_path):
     (tmp_path / "v.txt").write_bytes(VOCAB + b"Red\n")
     config = tiny_config({"input.tokenizer": str(tmp_path / "v.txt"), "input.lowercase": False})
     assert store(config, tmp_path).encode(["Red red"])[0][0, :4].tolist() == [2, 8, 5, 3]
-    saved = config_lib.from_json((tmp_path / launch.CONFIG_FILE).read_text())
+    saved = config_lib.from_json((tmp_path / workdir_lib.CONFIG_FILE).read_text())
     assert not saved.input.lowercase

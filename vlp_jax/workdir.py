@@ -1,0 +1,81 @@
+"""A run's directory: what it holds, and who may continue it."""
+
+import pathlib
+import re
+from typing import Any
+
+from vlp_jax import config as config_lib
+from vlp_jax.files import write_atomically
+from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.types import UserError
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+# Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
+MAY_CHANGE = (
+    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer input.workers "
+    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels input.max_bad_share "
+    "model.attention_kernel model.remat model.unroll"
+).split()
+
+
+def stored_tokenizer(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Returns the tokenizer that a run keeps in its workdir, None where there is none."""
+    return next((workdir / name for name in tokenizer_lib.FILE_NAMES if (workdir / name).is_file()), None)
+
+
+def run_tokenizer(workdir: pathlib.Path) -> pathlib.Path:
+    """As `stored_tokenizer`, for a workdir that holds a run and is broken without its tokenizer."""
+    stored = stored_tokenizer(workdir)
+    if stored is None:
+        names = " nor ".join(tokenizer_lib.FILE_NAMES)
+        raise UserError(f"--workdir={workdir} holds a run, but neither {names}: put back the file it was trained with")
+    return stored
+
+
+def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    """Refuses a workdir that cannot be made or holds another run; returns the tokenizer to use. Writes nothing."""
+    if not workdir.parent.is_dir():
+        raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: expected a directory, or a name for a new one")
+    config_file, stored = workdir / CONFIG_FILE, stored_tokenizer(workdir)
+    given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
+    make_one = "make one with `python -m data.train_tokenizer --input {} --output {}`"
+    if given and not given.is_file():
+        hint = make_one.format(config.input.path, config.input.tokenizer)
+        raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; {hint}")
+    tokenizer_file = given or stored
+    if tokenizer_file is None:
+        hint = make_one.format(config.input.path, "tokenizer.model")
+        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
+    # Until something is saved, a first command that failed binds the next one to nothing.
+    if config_file.is_file() and (workdir / CHECKPOINTS).is_dir():
+        saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
+        for key, value in asked.items():
+            # A source of the mixture may change what config.input may.
+            knob = re.sub(r"^mixture\.\w+\.", "input.", key)
+            if saved.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):
+                raise UserError(
+                    f"--workdir={workdir} holds a run with config.{key} = {saved.get(key)!r}, this command says "
+                    f"{value!r}; use a new --workdir for another run, or the saved value to continue this one"
+                )
+        if given and stored and given.read_bytes() != stored.read_bytes():
+            raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {stored}")
+        return run_tokenizer(workdir)
+    return tokenizer_file
+
+
+def prepare(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
+    """Makes the workdir and stores the config and the tokenizer in it."""
+    try:
+        workdir.mkdir(exist_ok=True)
+        # Of an earlier command that saved nothing, another kind of tokenizer may be there; it goes first, so that a
+        # workdir never holds two.
+        for name in set(tokenizer_lib.FILE_NAMES) - {tokenizer.file_name}:
+            (workdir / name).unlink(missing_ok=True)
+        write_atomically(workdir / tokenizer.file_name, tokenizer.serialized())
+        write_atomically(workdir / CONFIG_FILE, config_lib.to_json(config).encode())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
