@@ -71,7 +71,7 @@ BAD = [
     ({"input.image_size": 20}, ["input.image_size = 20", "patch_size = 8"]),
     ({"model.vision.tubelet": 2}, ["input.frames = 3", "tubelet = 2"]),
     ({"input.crop_scale": (0.9, 0.5)}, ["crop_scale = (0.9, 0.5)", "low <= high"]),
-    ({"init_may_differ": ("fusion/(",)}, ["'fusion/('", "regular expression", "parenthesis"]),
+    ({"init_may_differ": ("fusion/(",)}, ["'fusion/('", "regular expression", "unterminated"]),
     ({"input.path": ""}, ["input.path is empty", "data.moving_shapes"]),
     ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0, "loss.mvm": 0.0}, ["every weight", "nothing to train"]),
 ]

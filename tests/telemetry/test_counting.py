@@ -22,15 +22,15 @@ class Terminal(io.StringIO):
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_every_five_seconds_and_at_the_end(clock):
     out = io.StringIO()
-    progress = counting.CountProgress("train", 2000, out)
-    for _ in range(1500):
-        clock[0] += 0.01
+    progress = counting.CountProgress("train", 4000, out)
+    for _ in range(3000):
+        clock[0] += 2**-8
         progress.add("3 bad")
     progress.close()
     lines = out.getvalue().splitlines()
     assert len(lines) == 3 and "\r" not in out.getvalue()
-    assert lines[0].startswith("train: 500/2,000 clips (25.0%), 3 bad, 100/s, 0:00:15 left")
-    assert lines[-1].startswith("train: 1,500/2,000 clips (75.0%)")
+    assert lines[0] == "train: 1,280/4,000 clips (32.0%), 3 bad, 256/s, 0:00:11 left"
+    assert lines[-1].startswith("train: 3,000/4,000 clips (75.0%)")
 
 
 def test_a_terminal_line_is_redrawn_and_ends_once(clock):

@@ -23,6 +23,7 @@ class CountProgress:
         self._live = self._stream.isatty()
         self._start = self._shown = time.monotonic()
         self._note = ""
+        self._said = -1  # how many the last line counted
 
     def add(self, note: str = "") -> None:
         """Counts one more; `note` goes into the line."""
@@ -35,11 +36,13 @@ class CountProgress:
 
     def close(self) -> None:
         """Shows the last line."""
-        self._show()
+        if self._live or self._said != self._done:
+            self._show()
         if self._live:
             self._stream.write("\n")
 
     def _show(self) -> None:
+        self._said = self._done
         speed = self._done / max(time.monotonic() - self._start, 1e-9)
         text = f"{self._label}{self._done:,}"
         if self._total:
