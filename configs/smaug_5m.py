@@ -5,9 +5,9 @@ Launch::
     python -m vlp_jax.train --config configs/smaug_5m.py:stage1 --workdir runs/stage1
     python -m vlp_jax.train --config configs/smaug_5m.py:stage2 --config.init_from=runs/stage1 --workdir runs/stage2
 
-Prepare the data with `python -m data.prepare webvid` and `cc3m` (data/README.md), or point a source at tar shards:
-`--config.mixture.cc3m.kind=shards --config.mixture.cc3m.path='cc3m/{00000..00331}.tar'`. A vocabulary comes from
-`python -m data.train_tokenizer`, or is BERT's `vocab.txt`.
+Prepare the data with `python -m data.prepare webvid` and `cc3m` (data/README.md), or point a source at tar shards by
+`--config.mixture.cc3m.kind=shards --config.mixture.cc3m.path='cc3m/{00000..00331}.tar'` and
+`--config.mixture.cc3m.split=all`. A vocabulary comes from `python -m data.train_tokenizer`, or is BERT's `vocab.txt`.
 
 The model is `configs/smaug.py:base`. Both stages' lengths and learning rates, the mixture and the single-source batches
 follow Singularity (its released configs: 10 epochs at 1e-4 with one frame, then 5 at 5e-5 with four); that SMAUG trains
@@ -43,6 +43,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "optimizer.learning_rate": 5e-5,
         "input.frames": 4,
         "model.selection.frames": 2,
+        "init_from": "runs/stage1",
         # One frame leaves nothing to select: the scorer begins here.
         "init_may_differ": ("selector/.*",),
     },

@@ -79,11 +79,11 @@ def train(captions: Sequence[str], vocabulary_size: int = 0) -> bytes:
 def read_captions(
     path: str | os.PathLike, caption_column: str = "caption", split: str = "", caption_key: str = ""
 ) -> list[str]:
-    """Reads the training captions of a data set in any form that training takes, or of a text file.
+    """Reads the training captions of a data set, or of a text file.
 
     Args:
-      path: a directory that holds dataset_info.json; a table (.csv, .tsv, .jsonl); tar shards (a directory of them, a
-        glob, or a range {00000..00099}.tar); or any other file, which is read as UTF-8 text, a caption a line.
+      path: a directory that holds dataset_info.json; one table (.csv, .tsv or .jsonl); tar shards (a directory of them,
+        a glob, or a range {00000..00099}.tar); or any other file, which is read as UTF-8 text, a caption a line.
       caption_column: tables: the column that holds the captions.
       split: TFDS: the split's name, "train" where empty. Tables: `all` or `column=value|value`; where empty,
         `split=train` if there is a column `split`, else all rows. Shards: as `config.input.split`. Not for text.
@@ -105,7 +105,7 @@ def read_captions(
         raise UserError(f"--split {split!r}: {path} is read as text, which has no splits; leave it out")
     else:
         try:
-            captions = path.read_text(encoding="utf-8").splitlines()
+            captions = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"--input {path}: expected UTF-8 text, but {error}") from error
     # What is not UTF-8 was replaced, and is no text to learn from.
@@ -120,8 +120,8 @@ def read_captions(
 def _kind(path: pathlib.Path) -> str:
     if path.is_dir() and (path / "dataset_info.json").is_file():
         return "tfds"
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        return "shards"
+    if path.suffix in (".tar", ".gz", ".tgz") or (path.is_dir() and any(path.glob("*.tar"))):
+        return "shards"  # compressed ones are refused there
     if path.is_dir():
         raise UserError(
             f"--input {path} has no dataset_info.json and no .tar file: expected a TFDS directory, tar shards, a table "
@@ -140,7 +140,11 @@ def _read_tfds(path: pathlib.Path, split: str) -> list[str]:
 
     builder = tfds.builder_from_directory(path)
     if split not in builder.info.splits:
-        raise UserError(f"--split {split!r}: {path} has {', '.join(builder.info.splits)}")
+        tables = [file.name for file in sorted(path.glob("*.jsonl"))] if "clips" in builder.info.splits else []
+        hint = (
+            f"; the captions of an evaluation set are in tables beside it: --input {path / tables[0]}" if tables else ""
+        )
+        raise UserError(f"--split {split!r}: {path} has {', '.join(builder.info.splits)}{hint}")
     if "caption" not in builder.info.features:
         raise UserError(f"--input {path}: expected a feature `caption`, found {', '.join(builder.info.features)}")
     source = builder.as_data_source(split=split)

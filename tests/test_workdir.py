@@ -76,3 +76,25 @@ def test_the_lower_case_knob_reaches_the_tokenizer(tiny_config, tmp_path):
     assert store(config, tmp_path).encode(["Red red"])[0][0, :4].tolist() == [2, 8, 5, 3]
     saved = config_lib.from_json((tmp_path / workdir_lib.CONFIG_FILE).read_text())
     assert not saved.input.lowercase
+
+
+def test_a_run_may_not_lose_or_change_a_source_of_its_mixture(tiny_config, files, tmp_path):
+    def mixed(*names):
+        config = tiny_config({"input.tokenizer": str(files["vocab.txt"])})
+        for name in names:
+            config_lib.add_source(config, name, weight=1, path=name, **({"frames": 1} if name == "stills" else {}))
+        return config
+
+    store(mixed("clips", "stills"), tmp_path / "run")
+    (tmp_path / "run" / workdir_lib.CHECKPOINTS).mkdir()
+    store(mixed("clips", "stills"), tmp_path / "run")
+    for names in (("clips",), (), ("clips", "stills", "more")):
+        with pytest.raises(UserError, match=r"holds a run with config\.mixture\."):
+            store(mixed(*names), tmp_path / "run")
+    other = mixed("clips", "stills")
+    other.mixture.stills.frames = 4
+    with pytest.raises(UserError, match=r"config\.mixture\.stills\.frames = 1, this command says 4"):
+        store(other, tmp_path / "run")
+    moved = mixed("clips", "stills")
+    moved.mixture.stills.path = "elsewhere"
+    store(moved, tmp_path / "run")

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from vlp_jax.types import UserError
 
@@ -239,15 +240,18 @@ def add_source(config: ml_collections.ConfigDict, name: str, *, weight: float, *
             near = difflib.get_close_matches(key, SOURCE_KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"config.mixture.{name}.{key}: expected one of {', '.join(SOURCE_KEYS)}{hint}")
+    # Every key is there, so that the command line can set it; None is what `config.input` says.
+    own = {key: config_dict.placeholder(type(config.input[key])) for key in SOURCE_KEYS}
     with config.unlocked():
-        config.mixture[name] = ml_collections.ConfigDict({**values, "weight": float(weight)})
+        config.mixture[name] = ml_collections.ConfigDict({**own, "weight": float(weight)})
+        config.mixture[name].update(values)
 
 
 def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
     """`config.input` with the values that the source `name` of `config.mixture` has of its own."""
     own = config.input.copy_and_resolve_references()
     for key, value in config.mixture[name].items():
-        if key != "weight":
+        if key != "weight" and value is not None:
             own[key] = value
     return own
 
@@ -297,7 +301,9 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     mixture: dict[str, dict[str, Any]] = {}
     for key in [key for key in saved if key.startswith("mixture.")]:
         _, name, knob = key.split(".", 2)
-        mixture.setdefault(name, {})[knob] = tuples(saved.pop(key))
+        value = tuples(saved.pop(key))
+        if value is not None:
+            mixture.setdefault(name, {})[knob] = value
     for name, values in mixture.items():
         add_source(config, name, **values)
     missing = sorted(set(leaves(config)) - {key for key in leaves(config) if key.startswith("mixture.")} - set(saved))

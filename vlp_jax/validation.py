@@ -4,6 +4,7 @@ Messages quote the offending value, what was expected, and the fix.
 """
 
 import difflib
+import math
 import re
 
 import ml_collections
@@ -72,23 +73,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: quoting the key, its value, what was expected and the fix.
     """
-    values = config_lib.leaves(config)
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            near = difflib.get_close_matches(str(values[key]), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(choices)}{hint}")
-    for key in _POSITIVE:
-        if not values[key] > 0:
-            raise UserError(f"config.{key} = {values[key]!r}: expected a number above 0")
-    for key, (low, low_ok, high, high_ok) in _RANGES.items():
-        value = values[key]
-        above = value >= low if low_ok else value > low
-        below = high is None or (value <= high if high_ok else value < high)
-        if not (above and below):
-            interval = f"{'[' if low_ok else '('}{low}, {'inf' if high is None else high}{']' if high_ok else ')'}"
-            raise UserError(f"config.{key} = {value!r}: expected a number in {interval}")
-    for pattern in values["init_may_differ"]:
+    _validate_values(config)
+    for pattern in config.init_may_differ:
         try:
             re.compile(pattern)
         except re.error as e:
@@ -100,6 +86,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_input(config)
     _validate_model(config)
     _validate_mixture(config)
+
+
+def validate_input(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.input` alone, for commands that read data and train nothing; as `validate`."""
+    _validate_values(config, "input.")
+    _validate_input(config)
+
+
+def _validate_values(config, prefix=""):
+    """Checks each knob whose key begins with `prefix` by itself."""
+    values = config_lib.leaves(config)
+    wanted = lambda table: [key for key in table if key.startswith(prefix)]
+    for key in wanted(_CHOICES):
+        choices = _CHOICES[key]
+        if values[key] not in choices:
+            near = difflib.get_close_matches(str(values[key]), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(choices)}{hint}")
+    for key in wanted(_POSITIVE):
+        if not 0 < values[key] < math.inf:
+            raise UserError(f"config.{key} = {values[key]!r}: expected a finite number above 0")
+    for key in wanted(_RANGES):
+        value, (low, low_ok, high, high_ok) = values[key], _RANGES[key]
+        above = value >= low if low_ok else value > low
+        below = value < math.inf if high is None else (value <= high if high_ok else value < high)
+        if not (above and below):
+            end = "inf)" if high is None else f"{high}{']' if high_ok else ')'}"
+            raise UserError(f"config.{key} = {value!r}: expected a number in {'[' if low_ok else '('}{low}, {end}")
 
 
 def _validate_length(c):
@@ -205,8 +219,8 @@ def _validate_mixture(c):
         own.input = config_lib.source_input(c, name)
         own.mixture = ml_collections.ConfigDict()
         try:
-            if not c.mixture[name].weight > 0:
-                raise UserError(f"weight = {c.mixture[name].weight}: expected a number above 0")
+            if not 0 < c.mixture[name].weight < math.inf:
+                raise UserError(f"weight = {c.mixture[name].weight}: expected a finite number above 0")
             slots = config_lib.grid(own)[0]
             # Fewer frames than the selector keeps are all kept.
             own.model.selection.frames = min(c.model.selection.frames, slots) if slots > 1 else 0

@@ -53,7 +53,8 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     # Until something is saved, a first command that failed binds the next one to nothing.
     if config_file.is_file() and (workdir / CHECKPOINTS).is_dir():
         saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
-        for key, value in asked.items():
+        for key in {**asked, **saved}:  # of a mixture, either may name a source that the other lacks
+            value = asked.get(key)
             # A source of the mixture may change what config.input may.
             knob = re.sub(r"^mixture\.\w+\.", "input.", key)
             if saved.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):

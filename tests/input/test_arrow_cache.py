@@ -38,6 +38,13 @@ def test_rows_and_notes_survive(count, monkeypatch):
                 one[wrong]
 
 
+def test_a_cached_file_is_as_readable_as_any_other_new_file(cache, tmp_path):
+    (tmp_path / "new").touch()
+    arrow_cache.open_rows(["shared"], SCHEMA, lambda: blocks(1))
+    (file,) = cache.glob("*.arrow")
+    assert file.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_each_key_has_its_own_file(cache):
     for key in (["a"], ["b"], ["a", "b"]):
         arrow_cache.open_rows(key, SCHEMA, lambda: blocks(2))

@@ -151,6 +151,8 @@ def test_a_table_and_a_run_config_are_checked(folder, tmp_path, in_process, caps
     assert check.main([str(table), "--config.input.video_column=file"]) == 1
     printed = capsys.readouterr().out
     assert "3 clips examined: 1 good, 2 bad" in printed
+    chosen = [str(table), "--config.input.video_column=file", "--config.input.split=caption=one"]
+    assert check.main(chosen) == 0 and "1 clips examined: 1 good" in capsys.readouterr().out
     assert "empty caption" in printed and "file not readable: No such file or directory" in printed
     config = tmp_path / "run.py"
     config.write_text(
@@ -191,6 +193,10 @@ def test_ctrl_c_prints_what_was_found_so_far(folder, monkeypatch, capsys):
         (["a.csv", "--config=b.py"], "not both"),
         (["a", "--smaple=3"], "unexpected argument '--smaple=3'"),
         (["a", "--config.input.capton_key=x"], "did you mean 'input.caption_key'"),
+        (["--config=b.py", "--split=test"], "--config.input.split instead"),
+        (["a", "--split=test", "--config.input.split=train"], "expected one of the two"),
+        (["a", "--max-bad-share=7"], "expected a share from 0 to 1"),
+        (["a", "--config.input.frames=0"], "input.frames = 0"),
         (["a", "--workers=0"], "expected 1 or more"),
     ],
 )

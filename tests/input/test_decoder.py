@@ -207,9 +207,17 @@ def test_what_is_no_video_is_refused_with_the_reason(data, reason, tmp_path):
 def test_a_missing_file_a_folder_and_a_playlist_are_refused(make_clip, tmp_path):
     make_clip(tmp_path / "a.mp4")
     (tmp_path / "list.mp4").write_bytes(b"ffconcat version 1.0\nfile a.mp4\n")
-    for name, reason in (("none.mp4", "No such file"), ("", "not a regular file"), ("list.mp4", "a playlist")):
+    (tmp_path / "list.m3u8").write_bytes(b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.mp4\n#EXT-X-ENDLIST\n")
+    lists = (("list.mp4", "a playlist"), ("list.m3u8", "a playlist"))
+    for name, reason in (("none.mp4", "No such file"), ("", "not a regular file"), *lists):
         with pytest.raises(video.VideoError, match=reason):
             video.decode(str(tmp_path / name), frames=4, size=32)
+
+
+def test_a_name_with_a_colon_is_no_address(make_clip, tmp_path, monkeypatch):
+    make_clip(tmp_path / "a:b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert video.decode("a:b.mp4", frames=4, size=32).shape == (4, 32, 32, 3)
 
 
 def test_too_short_a_clip_says_both_numbers(make_clip):

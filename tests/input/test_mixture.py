@@ -3,7 +3,9 @@
 import hypothesis
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import strategies as st
+from ml_collections import config_flags
 
 from vlp_jax import config as config_lib
 from vlp_jax import validation
@@ -99,6 +101,7 @@ def test_a_single_source_needs_no_name(config):
     ("values", "words"),
     [
         ({"weight": 0}, ["'more'", "weight = 0", "above 0"]),
+        ({"weight": float("inf")}, ["'more'", "weight = inf", "finite"]),
         ({"weight": 1, "frames": 0}, ["'more'", "input.frames"]),
         ({"weight": 1, "kind": "tabel"}, ["'more'", "tabel", "did you mean 'table'"]),
     ],
@@ -116,6 +119,25 @@ def test_a_source_with_an_unknown_key_or_name_is_refused(config):
         config_lib.add_source(config, "more", weight=1, frame=1)
     with pytest.raises(UserError, match="'my clips'"):
         config_lib.add_source(config, "my clips", weight=1)
+
+
+def test_the_command_line_may_set_what_a_source_inherits(config):
+    flag_values = flags.FlagValues()
+    words = ["train", "--config.mixture.stills.kind=shards", "--config.mixture.stills.crop_scale=(0.5,1.0)"]
+    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=words)
+    flag_values(words)
+    own = config_lib.source_input(config, "stills")
+    assert (own.kind, own.crop_scale, own.frames) == ("shards", (0.5, 1.0), 1)
+    assert config_lib.source_input(config, "clips").kind == "table"
+
+
+def test_errors_of_a_source_name_it_and_its_knobs(config):
+    config.mixture.stills.frames = 20
+    with pytest.raises(UserError, match=r"source 'stills' .* lower config\.mixture\.stills\.frames"):
+        pipeline.probe(mixture.open_mixture(config))
+    config.mixture.stills.path = "nowhere.csv"
+    with pytest.raises(UserError, match=r"source 'stills' of config.mixture: .*nowhere\.csv"):
+        mixture.open_mixture(config)
 
 
 def test_the_saved_config_keeps_the_sources(config):

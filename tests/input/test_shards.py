@@ -114,9 +114,26 @@ def test_of_several_media_the_video_is_taken_and_it_is_said(tmp_path):
     assert "several media, of which .mp4 is taken: 1, the first 'a'" in source.problems[0][1]
 
 
-def test_of_two_members_with_a_name_the_last_is_taken_as_by_unpacking(tmp_path):
-    source = one(tmp_path, [("a.mp4", b"old"), ("a.txt", b"x"), ("a.mp4", b"new")])
-    assert source[0].video == b"new" and "twice" in source.problems[0][1]
+def test_a_sample_whose_member_comes_twice_is_not_used_for_its_caption_may_be_another_ones(tmp_path):
+    members = [("a.mp4", b"old"), ("a.txt", b"x"), ("a.mp4", b"new"), ("b.mp4", b"b"), ("b.txt", b"y")]
+    source = one(tmp_path, members)
+    assert every(source) == [sources.Record(b"b", "y", "s/b")]
+    assert "not used, with a member that is in it twice: 1, the first 'a.mp4'" in source.problems[0][1]
+
+
+def test_half_an_emoji_and_endless_nesting_in_a_json_member_harm_nobody_else(tmp_path):
+    members = [("a.mp4", b"a"), ("a.json", b'{"caption": "cut \\ud83d"}')]
+    members += [("b.mp4", b"b"), ("b.json", b"[" * 100_000)]
+    captions = [record.caption for record in every(one(tmp_path, members, caption_key="caption"))]
+    assert captions == ["cut \ufffd", ""]
+
+
+def test_a_shard_that_cannot_be_read_is_reported_and_the_others_are_used(corpus):
+    (corpus / "00001.tar").unlink()
+    (corpus / "00001.tar").mkdir()
+    source = shards.ShardSource(str(corpus))
+    assert len(source) == 8
+    assert source.problems == [(str(corpus / "00001.tar"), "no file that this user may read")]
 
 
 # --- Which shards -----------------------------------------------------------------------------------------------------

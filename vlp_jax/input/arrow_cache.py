@@ -129,6 +129,11 @@ def open_rows(key: Sequence[Any], schema: pa.Schema, build: Callable[[], Blocks]
     if path.is_file():
         try:
             return Rows(path)
+        except PermissionError as e:
+            raise UserError(
+                f"{path} cannot be read ({e.strerror}): another user cached it; make it readable, or set {VARIABLE} to "
+                "a directory of your own"
+            ) from e
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as e:
             _log.warning("%s is damaged (%s): made anew", path, e)
     try:
@@ -139,6 +144,9 @@ def open_rows(key: Sequence[Any], schema: pa.Schema, build: Callable[[], Blocks]
     os.close(number)
     try:
         _write(name, schema, build())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's is for one user alone, and a cache may be shared
         os.replace(name, path)
     finally:
         with contextlib.suppress(FileNotFoundError):  # it was renamed

@@ -28,6 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import config as config_lib
+from vlp_jax import validation
 from vlp_jax.input import scan, sources
 from vlp_jax.input.ledger import kind_of
 from vlp_jax.input.mixture import open_mixture
@@ -228,7 +229,7 @@ def run(parts: tuple[scan.Part, ...], *, workers: int, sample: int = 0, out: str
                 if rows and found.error:
                     row = {**dataclasses.asdict(found), "source": parts[found.part].name, "count": 1}
                     row = {key: row[key] for key in ("clip_id", "origin", "source", "error", "number", "count")}
-                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    rows.write(json.dumps(row) + "\n")  # ASCII: names of files need not be UTF-8
                 progress.add(f"{sum(summary.bad):,} bad")
         except KeyboardInterrupt:
             interrupted = True
@@ -263,6 +264,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise UserError(f"unexpected argument {wrong[0]!r}; `python -m vlp_jax.input.check --help` lists all")
     if bool(options.source) == bool(options.config):
         raise UserError("expected a SOURCE or a --config=FILE, and not both")
+    if options.config and options.split:
+        raise UserError(f"--split={options.split} with --config: set --config.input.split instead")
+    if options.max_bad_share is not None and not 0 <= options.max_bad_share <= 1:
+        raise UserError(f"--max-bad-share={options.max_bad_share:g}: expected a share from 0 to 1")
     if options.workers < 1 or options.sample < 0:
         raise UserError(f"--workers={options.workers} --sample={options.sample}: expected 1 or more, and 0 or more")
     return options, rest
@@ -279,6 +284,7 @@ def main(argv: list[str]) -> int:
         launch.check_config_flags(words)
         config_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=words)
         holder(words)
+        validation.validate_input(holder.config)
         parts = open_config(holder.config, options.every_frame)
     else:
         for word in rest:
@@ -286,7 +292,12 @@ def main(argv: list[str]) -> int:
         words = ["check", *rest]
         config_flags.DEFINE_config_dict("config", config_lib.defaults(), flag_values=holder, sys_argv=words)
         holder(words)
-        parts = open_parts(options.source, holder.config, options.split, options.every_frame)
+        config_lib.update(holder.config, {"input.path": options.source})
+        validation.validate_input(holder.config)
+        given = [word.partition("=")[2] for word in rest if word.startswith("--config.input.split=")]
+        if given and options.split:
+            raise UserError(f"--split={options.split} and --config.input.split={given[-1]}: expected one of the two")
+        parts = open_parts(options.source, holder.config, options.split or "".join(given[-1:]), options.every_frame)
     limit = holder.config.input.max_bad_share if options.max_bad_share is None else options.max_bad_share
     for part in parts:
         if isinstance(part.source, FolderSource) and part.source.left_out:
@@ -302,8 +313,12 @@ def main(argv: list[str]) -> int:
 
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be UTF-8
     try:
         status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted before the first clip", file=sys.stderr)
+        status = 130
     except (UserError, OSError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2

@@ -13,6 +13,8 @@ import av
 # libav prints every oddity of every clip to stderr; what matters is raised here and written to the ledger.
 av.logging.set_level(av.logging.PANIC)
 
+# What names other files: HLS, concat, DASH and other XML, SDP.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
 _PATTERN = set("%*?[]{}")  # characters that make a name a pattern of many pictures' names, to libav
 
 # Damaged metadata text is no reason to lose a clip; from version 19 on PyAV does not decode it strictly anyway.
@@ -47,6 +49,7 @@ def open_container(video: bytes | str, options: dict[str, str], timeout_s: float
       av.FFmpegError: not readable.
     """
     if isinstance(video, str):
+        video = os.path.abspath(video)  # libav takes what stands before a colon for a protocol
         try:
             info = os.stat(video)
             if stat.S_ISREG(info.st_mode) and not _PATTERN.isdisjoint(video):
@@ -62,15 +65,25 @@ def open_container(video: bytes | str, options: dict[str, str], timeout_s: float
         length = len(video)
     if not length:
         raise VideoError("empty: 0 bytes")
-    source = video if isinstance(video, str) else io.BytesIO(video)
     # Clips are data: one must not make libav open other files or addresses.
+    if _start_of(video).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PLAYLISTS):
+        raise VideoError("a playlist, not a video")
+    source = video if isinstance(video, str) else io.BytesIO(video)
     return av.open(source, options={"protocol_whitelist": "file", **options}, timeout=timeout_s, **_LENIENT)
+
+
+def _start_of(video: bytes | str) -> bytes:
+    if isinstance(video, bytes):
+        return video[:64]
+    try:
+        with open(video, "rb") as file:
+            return file.read(64)
+    except OSError as e:
+        raise VideoError(f"file not readable: {e.strerror}") from e
 
 
 def video_stream(container):
     """Returns the first stream of moving pictures; VideoError where there is none that can be decoded."""
-    if container.format.name == "concat":
-        raise VideoError("a playlist, not a video")
     # Cover art of an audio file is no clip.
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:

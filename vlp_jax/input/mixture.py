@@ -13,6 +13,7 @@ import numpy as np
 
 from vlp_jax import config as config_lib
 from vlp_jax.input import sources
+from vlp_jax.types import UserError
 
 
 def schedule(weights: tuple[float, ...], steps: int) -> np.ndarray:
@@ -89,5 +90,9 @@ def open_mixture(config: ml_collections.ConfigDict) -> Mixture:
     parts = []
     for name in sorted(config.mixture):
         own = config_lib.source_input(config, name)
-        parts.append(Part(name, own, sources.open_source(own), config.mixture[name].weight))
+        try:
+            source = sources.open_source(own)
+        except UserError as error:
+            raise UserError(f"source {name!r} of config.mixture: {error}") from error
+        parts.append(Part(name, own, source, config.mixture[name].weight))
     return Mixture(tuple(parts))

@@ -135,7 +135,15 @@ def evaluation_batches(
 def probe(mixture: Mixture) -> None:
     """Probes each source of a run, see `probe_source`."""
     for part in mixture.parts:
-        probe_source(part.config, part.source)
+        try:
+            probe_source(part.config, part.source)
+        except UserError as error:
+            if not part.name:
+                raise
+            knobs = f"config.mixture.{part.name}."
+            raise UserError(
+                f"source {part.name!r} of config.mixture: {str(error).replace('config.input.', knobs)}"
+            ) from error
 
 
 def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
@@ -187,7 +195,10 @@ def _origin(record: Record, source: Source) -> str:
 
 def _hash31(text: str) -> int:
     """A number in `[0, 2**31)` that is the same in every process and run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") & 0x7FFFFFFF
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
+        & 0x7FFFFFFF
+    )
 
 
 @dataclasses.dataclass

@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import multiprocessing
 import signal
+import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
 
@@ -82,7 +83,21 @@ def examine(parts: tuple[Part, ...], part: int, number: int) -> Finding:
             raise video.VideoError("empty caption")
     except video.VideoError as e:
         return dataclasses.replace(found, error=str(e))
+    except Exception as e:  # it is reported; the decoder has not crashed
+        return dataclasses.replace(found, error=f"{type(e).__name__}: {e}".splitlines()[0])
     return found
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signals, and only it gets them
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def scan(parts: tuple[Part, ...], records: Iterable[tuple[int, int]], workers: int) -> Generator[Finding, None, None]:
@@ -123,7 +138,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._parts), daemon=True)
-        self._process.start()
+        # Ctrl-C reaches all processes, and this one ends the others; they ignore it from their first moment on.
+        with _ignored_interrupts():
+            self._process.start()
         theirs.close()  # so that the pipe ends with the process
         self._is_ready = False
         self._heard = time.monotonic()
@@ -181,7 +198,6 @@ class _Worker:
 
 
 def _work(pipe: connection.Connection, parts: tuple[Part, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     try:
         pipe.send(None)
         while True:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from vlp_jax.input import arrow_cache, tar_index
 from vlp_jax.input.per_process import PerProcess
 from vlp_jax.input.sources import Record, near
+from vlp_jax.text import without_surrogates
 from vlp_jax.types import UserError
 
 MEDIA = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png", "webp")  # of several the first is taken
@@ -69,7 +70,7 @@ class ShardSource(PerProcess):
         self._caption_key = caption_key
         self._paths = _choose(_find(path), split, path)
         self._names = _shard_names(self._paths)
-        key = ["shards", [arrow_cache.identity(shard) for shard in self._paths]]
+        key = ["shards", [[*arrow_cache.identity(shard), _is_readable(shard)] for shard in self._paths]]
         self._rows = arrow_cache.open_rows(key, _SCHEMA, lambda: _blocks(self._paths))
         self._forget()
         notes = self._rows.notes
@@ -193,14 +194,14 @@ def _parse(data: bytes) -> Any:
     """The JSON of a sample; None where there is none."""
     try:
         return json.loads(data.decode(errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # a bad sample: its caption is empty, which the loader reports
 
 
 def _text_at(sample: Any, key: str) -> str:
     """The text under `key`, '' where there is none."""
     if isinstance(sample, dict) and key in sample:
-        return sample[key].strip() if isinstance(sample[key], str) else ""
+        return without_surrogates(sample[key].strip()) if isinstance(sample[key], str) else ""
     first, dot, rest = key.partition(".")
     return _text_at(sample[first], rest) if dot and isinstance(sample, dict) and first in sample else ""
 
@@ -317,8 +318,11 @@ Sample = dict[str, tar_index.Member]  # extension -> member
 
 def _index(path: str) -> tuple[dict[str, Sample], list[str], int]:
     """Returns KEY -> sample, its media member under "media"; what is not used; how many samples are cut off."""
+    if not _is_readable(path):
+        return {}, ["no file that this user may read"], 0
     samples: dict[str, Sample] = {}
     odd = _Tally()
+    twice: set[str] = set()
     lost, last, damage = 0, "", ""
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -334,7 +338,9 @@ def _index(path: str) -> tuple[dict[str, Sample], list[str], int]:
                 last = key
                 sample = samples.setdefault(key, {})
                 if extension in sample:
-                    odd.add("in it twice, the last is taken", member.name)
+                    # Two samples of one name, or one written twice: which media goes with which text is not to be told.
+                    odd.add("samples not used, with a member that is in it twice", member.name)
+                    twice.add(key)
                 sample[extension] = member
         except tar_index.Damaged as e:
             damage = str(e)
@@ -351,6 +357,8 @@ def _index(path: str) -> tuple[dict[str, Sample], list[str], int]:
         raise _compressed(path, str(e)) from e
     except OSError as e:
         raise UserError(f"the shard {path} cannot be read: {e.strerror or e}; repair or remove it") from e
+    for key in twice:
+        samples.pop(key, None)
     for key, sample in samples.items():
         media = [extension for extension in MEDIA if extension in sample]
         if media:
@@ -363,6 +371,10 @@ def _index(path: str) -> tuple[dict[str, Sample], list[str], int]:
     if not samples and not problems:
         problems.append("an archive without a file")
     return samples, problems, lost
+
+
+def _is_readable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.R_OK)
 
 
 def _is_whole(sample: Sample) -> bool:

@@ -166,12 +166,14 @@ class TfdsSource(PerProcess):
                     self._data = self._builder().as_data_source(self._split)
         if self._rows is None:
             row = self._data[int(index)]
-            return Record(row["video"], row["caption"].decode(), row["clip_id"].decode())
+            return Record(
+                row["video"], row["caption"].decode(errors="replace"), row["clip_id"].decode(errors="replace")
+            )
         from vlp_jax.input.tables import read_span
 
         annotation = self._rows[int(index)]
         row, span = self._data[annotation["number"]], read_span(annotation)
-        clip_id = row["clip_id"].decode()
+        clip_id = row["clip_id"].decode(errors="replace")
         if clip_id != annotation["video"]:
             raise UserError(
                 f"clips.txt of {self._path} names {annotation['video']!r} where the records hold {clip_id!r}; "

@@ -10,7 +10,6 @@ import functools
 import itertools
 import json
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from vlp_jax.text import without_surrogates
 from vlp_jax.types import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*_DELIMITERS, ".jsonl")
 _PARSED_BYTES = 2**24  # of a table at a time; the longest row that CSV and TSV may have
 _PARSED_ROWS = 2**15  # of JSON lines at a time
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 Cells = dict[str, pa.StringArray]  # column -> a block of its cells, '' where there is none
 
@@ -56,6 +55,7 @@ def read(file: str, wanted: list[str], check: Callable[[list[str]], None], repla
       UserError: a row whose number of cells is not the header's, a quotation mark that is never closed, a line that is
         no JSON object, a value that is no text, a column named twice, UTF-16.
     """
+    _refuse_utf16(file)
     suffix = pathlib.Path(file).suffix.lower()
     if suffix in _DELIMITERS:
         return _read_delimited(file, wanted, check, _DELIMITERS[suffix], replaced)
@@ -63,13 +63,14 @@ def read(file: str, wanted: list[str], check: Callable[[list[str]], None], repla
 
 
 def columns(file: str) -> list[str]:
-    """Returns the header's columns, or the keys of the first of the JSON lines; none of an empty file."""
+    """Returns the header's columns, or the keys of the first thousand JSON lines; none of an empty file."""
+    _refuse_utf16(file)
     suffix = pathlib.Path(file).suffix.lower()
     if suffix in _DELIMITERS:
         return _header(file, _DELIMITERS[suffix])
     with open(file, "rb") as f:
         rows = (_read_line(file, i, line, Replaced()) for i, line in enumerate(f, 1) if line.strip())
-        return list(next(rows, {}))
+        return list(dict.fromkeys(key for row in itertools.islice(rows, 1000) for key in row))
 
 
 def line_of(file: str, row: int) -> int:
@@ -121,11 +122,14 @@ def _read_delimited(
         )
 
 
-def _header(file: str, delimiter: str) -> list[str]:
+def _refuse_utf16(file: str) -> None:
     with open(file, "rb") as f:
         start = f.read(4)
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise UserError(f"{file} is in UTF-16: save it in UTF-8")
+
+
+def _header(file: str, delimiter: str) -> list[str]:
     for cells, _ in _python_rows(file, delimiter):
         return cells
     return []
@@ -226,7 +230,7 @@ def _read_line(file: str, number: int, line: bytes, replaced: Replaced) -> dict[
         replaced.add(file, lambda: number)
     try:
         row = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file}, line {number}: no JSON ({e}): {text[:80]!r}; expected an object a line") from e
     if not isinstance(row, dict):
         raise UserError(f"{file}, line {number}: {text[:80]!r} is no JSON object; expected an object a line")
@@ -237,10 +241,10 @@ def _to_cell(file: str, number: int, name: str, value: Any, replaced: Replaced) 
     if value is None:
         return ""
     if isinstance(value, str):
-        if value.isascii() or not _SURROGATES.search(value):
-            return value
-        replaced.add(file, lambda: number)  # a lone surrogate, as \\ud800 writes one, has no UTF-8
-        return _SURROGATES.sub("\ufffd", value)
+        text = without_surrogates(value)
+        if text is not value and text != value:
+            replaced.add(file, lambda: number)
+        return text
     if isinstance(value, (int, float)):
         return json.dumps(value)
     raise UserError(
