@@ -46,6 +46,11 @@ def committed(workdir: pathlib.Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+def unfinished(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """What a process left that was killed in a checkpoint write: names, and what tells two of one name apart."""
+    return {(p.name, p.stat().st_ino) for p in (workdir / "checkpoints").glob("unfinished-*")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="datasets/moving_shapes")
@@ -85,7 +90,7 @@ def main() -> None:
         lost: list[int] = []
         wrong_starts: list[tuple[int, int]] = []
         for number in range(given.kills):
-            before = committed(workdir)
+            before, leftover = committed(workdir), unfinished(workdir)
             process = start(workdir)
             # The lives after start-up add up to about one run.
             in_steps = rng.random() < 0.75
@@ -95,12 +100,12 @@ def main() -> None:
             said = re.search(r"continuing .* from step (\d+)", process.communicate()[1])
             if said and int(said[1]) != before:
                 wrong_starts.append((before, int(said[1])))
-            unfinished = list((workdir / "checkpoints").glob("unfinished-*")) if workdir.exists() else []
-            during_save += bool(unfinished)
+            saving = bool(unfinished(workdir) - leftover)  # the next save removes what an earlier kill has left
+            during_save += saving
             lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
             logged = max((line["step"] for line in lines), default=0)
             lost.append(max(0, logged - committed(workdir)))
-            state = "finished before" if finished else "in a checkpoint write" if unfinished else "killed"
+            state = "finished before" if finished else "in a checkpoint write" if saving else "killed"
             print(f"kill {number + 1:2}: {state}; steps {before} to {committed(workdir)}", flush=True)
         last = start(workdir)
         errors = last.communicate()[1]

@@ -182,7 +182,8 @@ def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
     gradient = jax.jit(jax.value_and_grad(loss))
     ours_flops = flops.count(gradient, ours.state.params, ours.batch).matmul
 
-    theirs = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(attn_implementation="sdpa"))
+    sdpa: dict[str, Any] = {"attn_implementation": "sdpa"}
+    theirs = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**sdpa))
     theirs.train()
     pixels = torch.randn(batch_size, 16, 3, 224, 224)
     # The same tube mask ratio; which patches are hidden changes no shape.

@@ -4,6 +4,7 @@ import os
 import tempfile
 import types
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -37,6 +38,11 @@ TINY = {
     "model.fusion.layers": 1,
     "model.projection": 16,
 }
+
+
+# A busy machine makes any example slow.
+hypothesis.settings.register_profile("vlp_jax", deadline=None)
+hypothesis.settings.load_profile("vlp_jax")
 
 
 def pytest_configure(config):

@@ -1,9 +1,13 @@
 """The tokenizer that a run keeps in its workdir: stored, found again, and refused where it is another."""
 
+import json
+
+import numpy as np
 import pytest
 
 from vlp_jax import config as config_lib
 from vlp_jax import workdir as workdir_lib
+from vlp_jax.checkpoint import Checkpointer
 from vlp_jax.input.tokenizer import open_tokenizer
 from vlp_jax.types import UserError
 
@@ -25,16 +29,31 @@ def store(config, workdir):
     """What a training command does with its tokenizer before the first step."""
     path = workdir_lib.check(config, workdir)
     tokenizer = open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase)
+    workdir_lib.lock(workdir).close()
     workdir_lib.prepare(config, workdir, tokenizer)
     return tokenizer
 
 
+@pytest.fixture
+def save():
+    """Saves a checkpoint of a run, as far as a workdir's checks read it."""
+
+    def call(config, workdir):
+        checkpoints = Checkpointer(workdir / workdir_lib.CHECKPOINTS, keep=1, asynchronous=False)
+        checkpoints.save(1, {"x": np.zeros(1)}, {"config": config.to_dict()})
+        checkpoints.close()
+
+    return call
+
+
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
-def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, name):
+def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, save, name):
     workdir = tmp_path / "run"
-    first = store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
-    (workdir / workdir_lib.CHECKPOINTS).mkdir()
-    assert sorted(p.name for p in workdir.iterdir()) == sorted([workdir_lib.CHECKPOINTS, workdir_lib.CONFIG_FILE, name])
+    config = tiny_config({"input.tokenizer": str(files[name])})
+    first = store(config, workdir)
+    save(config, workdir)
+    expected = [workdir_lib.CHECKPOINTS, workdir_lib.CONFIG_FILE, "lock", name]
+    assert sorted(p.name for p in workdir.iterdir()) == sorted(expected)
     assert (workdir / name).read_bytes() == files[name].read_bytes()
     # The same command, and one that leaves the tokenizer to the workdir.
     for given in (str(files[name]), ""):
@@ -44,10 +63,11 @@ def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
-def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, name):
+def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, save, name):
     workdir = tmp_path / "run"
-    store(tiny_config({"input.tokenizer": str(files[name])}), workdir)
-    (workdir / workdir_lib.CHECKPOINTS).mkdir()
+    config = tiny_config({"input.tokenizer": str(files[name])})
+    store(config, workdir)
+    save(config, workdir)
     other = next(path for kind, path in files.items() if kind != name)
     with pytest.raises(UserError, match=f"differs from the run's own .*{name}"):
         store(tiny_config({"input.tokenizer": str(other)}), workdir)
@@ -78,7 +98,7 @@ def test_the_lower_case_knob_reaches_the_tokenizer(tiny_config, tmp_path):
     assert not saved.input.lowercase
 
 
-def test_a_run_may_not_lose_or_change_a_source_of_its_mixture(tiny_config, files, tmp_path):
+def test_a_run_may_not_lose_or_change_a_source_of_its_mixture(tiny_config, files, tmp_path, save):
     def mixed(*names):
         config = tiny_config({"input.tokenizer": str(files["vocab.txt"])})
         for name in names:
@@ -86,7 +106,7 @@ def test_a_run_may_not_lose_or_change_a_source_of_its_mixture(tiny_config, files
         return config
 
     store(mixed("clips", "stills"), tmp_path / "run")
-    (tmp_path / "run" / workdir_lib.CHECKPOINTS).mkdir()
+    save(mixed("clips", "stills"), tmp_path / "run")
     store(mixed("clips", "stills"), tmp_path / "run")
     for names in (("clips",), (), ("clips", "stills", "more")):
         with pytest.raises(UserError, match=r"holds a run with config\.mixture\."):
@@ -98,3 +118,35 @@ def test_a_run_may_not_lose_or_change_a_source_of_its_mixture(tiny_config, files
     moved = mixed("clips", "stills")
     moved.mixture.stills.path = "elsewhere"
     store(moved, tmp_path / "run")
+
+
+def test_the_checkpoint_says_what_the_run_is_even_where_its_config_file_is_lost_or_edited(
+    tiny_config, files, tmp_path, save
+):
+    config = tiny_config({"input.tokenizer": str(files["vocab.txt"])})
+    store(config, tmp_path)
+    save(config, tmp_path)
+    other = tiny_config({"input.tokenizer": str(files["vocab.txt"]), "model.vision.heads": 4})
+    config_file = tmp_path / workdir_lib.CONFIG_FILE
+    for content in (config_lib.to_json(other), "[1, 2]", None):
+        config_file.unlink()
+        if content is not None:
+            config_file.write_text(content)
+        with pytest.raises(UserError, match=r"config.model.vision.heads = 2, this command says 4"):
+            workdir_lib.check(other, tmp_path)
+        store(config, tmp_path)
+        assert json.loads(config_file.read_text())["model"]["vision"]["heads"] == 2
+
+
+def test_a_second_training_process_is_kept_out(tmp_path):
+    first = workdir_lib.lock(tmp_path / "run")
+    with pytest.raises(UserError, match="in use by another training process"):
+        workdir_lib.lock(tmp_path / "run")
+    first.close()
+    workdir_lib.lock(tmp_path / "run").close()
+
+
+def test_a_file_in_place_of_the_checkpoints_is_found_before_training(tiny_config, files, tmp_path):
+    (tmp_path / workdir_lib.CHECKPOINTS).touch()
+    with pytest.raises(UserError, match="checkpoints is a file"):
+        store(tiny_config({"input.tokenizer": str(files["vocab.txt"])}), tmp_path)

@@ -88,7 +88,8 @@ class Checkpointer:
           metadata: anything JSON can hold; comes back from `restore` and `read_metadata`, with tuples as lists.
 
         Raises:
-          UserError: the directory holds an intact later step, which this save would turn into another run's future.
+          UserError: the directory holds an intact later step, which this save would turn into another run's future; or
+            (later, where asynchronous) the file system refuses to take the files.
           TypeError: a leaf is no array, or `metadata` does not fit into JSON.
         """
         self.wait()
@@ -143,7 +144,15 @@ class Checkpointer:
     def _finish(self, unfinished: pathlib.Path, step: int, number: int, body: dict[str, Any]) -> None:
         """Steps 2 to 4 of the module's docstring; runs in the background thread."""
         try:
-            self._orbax.wait_until_finished()  # on every process: returns when all of them have written
+            try:
+                self._orbax.wait_until_finished()  # on every process: returns when all of them have written
+            except (ValueError, OSError) as error:  # what orbax and tensorstore make of a full or failing disk
+                reason = str(error).splitlines()[0][:300]
+                raise UserError(
+                    f"checkpoint step {step} cannot be written to {self._directory}: {reason}; the newest one there is "
+                    f"step {max(self._folders(), default='none')}: make room, or mend the disk, and run the same "
+                    "command again"
+                ) from error
             if jax.process_index() != 0:
                 return
             manifest.write(unfinished, body)

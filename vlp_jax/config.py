@@ -294,9 +294,13 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         return tuple(tuples(x) for x in value) if isinstance(value, list) else value
 
     try:
-        saved = leaves(ml_collections.ConfigDict(json.loads(text)))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the saved config is not valid JSON ({error}); restore the workdir's config.json") from None
+        tree = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"the saved config is not valid JSON ({error}); restore it from a backup") from None
+    sources = tree.get("mixture") if isinstance(tree, dict) else None
+    if not isinstance(sources, dict) or not all(isinstance(source, dict) for source in sources.values()):
+        raise UserError(f"the saved config is damaged: {text[:80]!r} is no config; restore it from a backup")
+    saved = leaves(ml_collections.ConfigDict(tree))
     config = defaults()
     mixture: dict[str, dict[str, Any]] = {}
     for key in [key for key in saved if key.startswith("mixture.")]:
@@ -310,7 +314,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     if missing:
         raise UserError(
             f"the saved config lacks {', '.join(missing)}: it was written by another version of vlp_jax; "
-            "add these keys to the workdir's config.json, or use the version that wrote it."
+            "use the version that wrote it"
         )
     return update(config, {key: tuples(value) for key, value in saved.items()})
 

@@ -4,8 +4,9 @@ The model, its sizes and its tokenizer come from the workdir's own saved config;
 """
 
 import json
+import os
 import pathlib
-import re
+import urllib.parse
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
 from vlp_jax.evaluation import retrieval
+from vlp_jax.files import write_atomically
 from vlp_jax.input import pipeline, sources
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
@@ -51,7 +53,9 @@ def main(argv: list[str]) -> None:
     validation.validate(run.config)
     out = pathlib.Path(FLAGS.workdir) / "evaluation"
     out.mkdir(exist_ok=True)
-    stem = f"{FLAGS.task}_{re.sub(r'[^A-Za-z0-9_+-]', '-', run.config.evaluation.split)}_{run.step}"
+    stem = f"{FLAGS.task}_{urllib.parse.quote(run.config.evaluation.split, safe='')}_{run.step}"
+    if FLAGS.input_path is not None:
+        stem += f"_{urllib.parse.quote(os.path.abspath(FLAGS.input_path), safe='')[-100:]}"
     if FLAGS.task == "retrieval" and run.config.evaluation.rerank:
         stem += f"_rerank{run.config.evaluation.rerank}"
     {"retrieval": run_retrieval, "reconstruction": run_reconstruction}[FLAGS.task](run, out / stem)
@@ -61,6 +65,7 @@ def run_retrieval(run, out: pathlib.Path) -> None:
     """Prints the table of both directions and writes it, with the rank of every query, to `out`.json."""
     c = run.config
     source = sources.open_source(c.input, c.evaluation.split)
+    pipeline.probe_source(c.input, source)
     evaluator = retrieval.Retrieval(
         run.setup.graph, run.setup.abstract.params, c, source, run.tokenizer, run.setup.mesh, rerank=c.evaluation.rerank
     )
@@ -70,9 +75,8 @@ def run_retrieval(run, out: pathlib.Path) -> None:
         title += f", top {c.evaluation.rerank} reranked"
     print(retrieval.table(result, title))
     path = out.with_name(out.name + ".json")
-    path.write_text(
-        json.dumps({"step": run.step, "split": c.evaluation.split, "dataset": c.input.path, **result}, indent=1)
-    )
+    details = {"step": run.step, "split": c.evaluation.split, "dataset": c.input.path, **result}
+    write_atomically(path, json.dumps(details, indent=1).encode())
     print(f"per-query ranks: {path}")
 
 

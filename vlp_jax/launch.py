@@ -1,8 +1,10 @@
 """What the binaries share: one-message errors, and opening a finished or interrupted run."""
 
+import ast
 import dataclasses
 import importlib.util
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -69,26 +71,55 @@ def check_config_flags(argv: list[str]) -> None:
                 "--config.KEY=VALUE changes a config, but none is given: add --config=configs/smaug.py:tiny"
             )
         return
-    path, _, argument = files[-1].partition(":")
+    if len(files) > 1:
+        raise UserError(f"--config is given {len(files)} times ({', '.join(files)}): expected once")
+    path, _, argument = files[0].partition(":")
     if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={files[-1]}: there is no file {path!r}; the recipes' configs are in configs/")
+        raise UserError(f"--config={files[0]}: there is no file {path!r}; the recipes' configs are in configs/")
     spec = importlib.util.spec_from_file_location("chosen_config", path)
     assert spec and spec.loader  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument) if argument else module.get_config()
-    names = [word.partition("=")[0] for word in words]
-    keys = [name.removeprefix("config.") for name in names if name.startswith("config.")]
-    for key in keys:
+    pairs = [word.removeprefix("config.").partition("=") for word in words if word.startswith("config.")]
+    keys = [key for key, _, _ in pairs]
+    for key, equals, value in pairs:
         config_lib.check_key(config, key)
+        if equals:
+            _check_value(key, value, config_lib.leaves(config)[key])
         # Of a number the last one counts; the flag of a tuple would hold both values, one after the other.
         if keys.count(key) > 1 and isinstance(config_lib.leaves(config)[key], tuple):
             raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 
+def _check_value(key: str, text: str, default: Any) -> None:
+    """Raises UserError where `text` cannot become a value of the default's type."""
+    kinds: dict[type, tuple[Callable, str]] = {
+        int: (int, "an integer"),
+        float: (float, "a number"),
+        tuple: (ast.literal_eval, "a tuple such as (1,2)"),
+    }
+    if type(default) not in kinds:
+        return
+    parse, name = kinds[type(default)]
+    try:
+        parse(text)
+    except (ValueError, SyntaxError):
+        raise UserError(f"--config.{key}={text}: expected {name}, as in {default!r}") from None
+
+
 def set_precision(config: Any) -> None:
     """Applies `config.matmul_precision` to this process."""
     jax.config.update("jax_default_matmul_precision", None if config.matmul_precision == "default" else "highest")
+
+
+def check_kernel(config: Any) -> None:
+    """Raises UserError where this machine lacks the attention kernel that the config asks for."""
+    if config.model.attention_kernel == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"config.model.attention_kernel = 'cudnn' needs an NVIDIA GPU, this process runs on "
+            f"{jax.default_backend()}; set it to xla"
+        )
 
 
 @dataclasses.dataclass
@@ -103,7 +134,7 @@ class Run:
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
-    """Restores the parameters that evaluation uses, replicated over this machine's devices, from the run's own config.
+    """Restores the parameters that evaluation uses, replicated over this machine's devices, by the checkpoint's config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
@@ -111,23 +142,20 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     Raises:
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
     """
-    config_file = workdir / workdir_lib.CONFIG_FILE
-    if not config_file.is_file():
-        raise UserError(
-            f"--workdir={workdir}: holds no {workdir_lib.CONFIG_FILE}, so no training run was started there"
-        )
-    config = config_lib.from_json((workdir / workdir_lib.CONFIG_FILE).read_text())
+    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
+        raise UserError(f"--workdir={workdir}: holds no {workdir_lib.CHECKPOINTS}, so no training run saved one there")
+    checkpoints = checkpoint.Checkpointer(workdir / workdir_lib.CHECKPOINTS, keep=1, asynchronous=False)
+    metadata = checkpoints.read_metadata(step)
+    config = config_lib.from_json(json.dumps(metadata["config"]))
     tokenizer = tokenizer_lib.open_tokenizer(
         workdir_lib.run_tokenizer(workdir), config.input.max_text_tokens, config.input.lowercase
     )
     set_precision(config)
     # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})
+    if jax.default_backend() != "gpu":
+        config_lib.update(config, {"model.attention_kernel": "xla"})
     mesh = sharding.make_mesh(config)
-    checkpoints = checkpoint.Checkpointer(
-        workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=False
-    )
-    metadata = checkpoints.read_metadata(step)
     setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
     part = "params" if setup.abstract.ema is None else "ema"
     step, params, _ = checkpoints.restore(setup.abstract.evaluated, step, part=part)

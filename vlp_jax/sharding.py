@@ -120,7 +120,8 @@ def parameter_shardings(params: Any, mesh: Mesh, rules: tuple[tuple[str, str], .
             if axis and size % mesh.shape[axis]:
                 raise UserError(
                     f"parameter {'.'.join(map(str, path))}: its {name!r} dimension of {size} is not divisible by the "
-                    f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+                    f"{mesh.shape[axis]} devices of mesh axis {axis!r}; use fewer of them, or map {name!r} to '' in "
+                    "config.mesh.rules"
                 )
         return NamedSharding(mesh, PartitionSpec(*axes))
 

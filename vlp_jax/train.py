@@ -57,6 +57,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
             f"training runs in one process on all devices of a host so far, this job has {jax.process_count()}"
         )
     launch.set_precision(config)
+    launch.check_kernel(config)
     stop = StopSignal()
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
@@ -66,12 +67,14 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     mixture = mixture_lib.open_mixture(config)
     pipeline.probe(mixture)
     total_steps = config_lib.total_steps(config, len(mixture))
+    records = {part.name or "input": len(part.source) for part in mixture.parts}
     tokenizer = tokenizer_lib.open_tokenizer(
         workdir_lib.check(config, workdir), config.input.max_text_tokens, config.input.lowercase
     )
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
     run = state_lib.setup(config, tokenizer, mesh, total_steps)
+    lock = workdir_lib.lock(workdir)
     workdir_lib.prepare(config, workdir, tokenizer)
     checkpoints = checkpoint.Checkpointer(
         workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
@@ -84,6 +87,11 @@ def train(config: Any, workdir: pathlib.Path) -> None:
                 f"the run in {workdir} was planned for {metadata['total_steps']} steps, this command gives "
                 f"{total_steps} ({len(mixture)} examples in {mixture.name}); continue with the same data and "
                 "length, or use a new --workdir"
+            )
+        if metadata["records"] != records:
+            raise UserError(
+                f"the run in {workdir} trains on {metadata['records']} records, the data now holds {records}: the rest "
+                "of the run would see other examples than planned; restore the data, or use a new --workdir"
             )
         meters = Meters(metadata["meters"])
         say(f"continuing {workdir} from step {step} of {total_steps}")
@@ -125,7 +133,9 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     def save(step):
         writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again
         checkpoints.save(
-            step, state, {"total_steps": total_steps, "meters": meters.pending, "config": config.to_dict()}
+            step,
+            state,
+            {"total_steps": total_steps, "records": records, "meters": meters.pending, "config": config.to_dict()},
         )
 
     def report(done):
@@ -155,7 +165,13 @@ def train(config: Any, workdir: pathlib.Path) -> None:
             while step < total_steps and not stop.received:
                 with waiting:
                     item = next(batches)
-                ledger.add(item)
+                try:
+                    ledger.add(item)
+                except UserError:
+                    report(in_flight)
+                    if step and step not in checkpoints.steps():
+                        save(step)
+                    raise
                 cut += item.cut
                 # Once a step is not finite, `good` keeps every later one from moving the state.
                 state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
@@ -181,6 +197,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         progress.finish()
         checkpoints.close()
         stop.restore()
+        lock.close()
 
     if step == total_steps:
         ledger.finish()
@@ -215,8 +232,8 @@ class Meters:
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds one step's `(sum, count)` pairs, and its loss and gradient norm as pairs of count 1."""
-        pairs = {**metrics["terms"], **metrics["measurements"]}
-        pairs |= {name: (metrics[name], 1.0) for name in ("loss", "grad_norm")}
+        pairs = {"loss": (metrics["loss"], 1.0), **metrics["terms"], **metrics["measurements"]}
+        pairs["grad_norm"] = (metrics["grad_norm"], 1.0)
         for name, (total, count) in pairs.items():
             old = self.pending.get(name, [0.0, 0.0])
             self.pending[name] = [old[0] + float(total), old[1] + float(count)]
@@ -236,7 +253,8 @@ def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, wor
     path.write_text(json.dumps({"step": step, "terms": bad, "clip_ids": item.clip_ids}, indent=1))
     return UserError(
         f"step {step} is not finite: {what}; examples {', '.join(item.clip_ids[:4])}, ... (all in {path}). "
-        f"The state before it is saved as step {step - 1}; a lower config.optimizer.learning_rate or clip_norm may help"
+        f"The state before it is saved as step {step - 1}. A lower config.optimizer.learning_rate or clip_norm may "
+        "help, in a new --workdir: from the start, or from an earlier checkpoint by --config.init_from"
     )
 
 

@@ -189,6 +189,17 @@ def _validate_model(c):
             f"config.loss.mvm = {c.loss.mvm} needs hidden patches, but config.model.masking (kind "
             f"{m.masking.kind!r}, ratio {m.masking.ratio}) hides none; set loss.mvm=0 or raise the ratio"
         )
+    for name in ("ratio", "unmasked_share"):
+        if m.masking.kind == "none" and m.masking[name]:
+            raise UserError(
+                f"config.model.masking.{name} = {m.masking[name]} with config.model.masking.kind = 'none', which hides "
+                f"nothing: set model.masking.{name}=0, or choose another kind"
+            )
+    if m.attention_kernel == "cudnn" and c.compute_dtype == "float32":
+        raise UserError(
+            "config.model.attention_kernel = 'cudnn' with config.compute_dtype = 'float32': cuDNN's attention takes "
+            "16-bit activations; set compute_dtype=bfloat16, or the kernel to xla"
+        )
     if m.masking.kind == "frame" and m.decoder.attention == "frame" and c.loss.mvm:
         raise UserError(
             "config.model.masking.kind = 'frame' hides whole frames, which per-frame decoding cannot see into: "

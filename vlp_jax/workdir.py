@@ -1,9 +1,12 @@
 """A run's directory: what it holds, and who may continue it."""
 
+import fcntl
+import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, TextIO
 
+from vlp_jax import checkpoint
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.input import tokenizer as tokenizer_lib
@@ -40,7 +43,7 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: expected a directory, or a name for a new one")
-    config_file, stored = workdir / CONFIG_FILE, stored_tokenizer(workdir)
+    stored = stored_tokenizer(workdir)
     given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
     make_one = "make one with `python -m data.train_tokenizer --input {} --output {}`"
     if given and not given.is_file():
@@ -50,9 +53,12 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     if tokenizer_file is None:
         hint = make_one.format(config.input.path, "tokenizer.model")
         raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
+    if (workdir / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).is_dir():
+        raise UserError(f"{workdir / CHECKPOINTS} is a file: expected the directory of checkpoints; move it away")
     # Until something is saved, a first command that failed binds the next one to nothing.
-    if config_file.is_file() and (workdir / CHECKPOINTS).is_dir():
-        saved, asked = (config_lib.leaves(c) for c in (config_lib.from_json(config_file.read_text()), config))
+    own = _saved_config(workdir)
+    if own is not None:
+        saved, asked = config_lib.leaves(own), config_lib.leaves(config)
         for key in {**asked, **saved}:  # of a mixture, either may name a source that the other lacks
             value = asked.get(key)
             # A source of the mixture may change what config.input may.
@@ -68,10 +74,46 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     return tokenizer_file
 
 
-def prepare(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
-    """Makes the workdir and stores the config and the tokenizer in it."""
+def _saved_config(workdir: pathlib.Path) -> Any:
+    """The config of the newest checkpoint whose manifest is intact; None where nothing was saved."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return None
+    checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=1, asynchronous=False)
+    try:
+        if checkpoints.latest() is None:
+            return None
+        return config_lib.from_json(json.dumps(checkpoints.read_metadata()["config"]))
+    finally:
+        checkpoints.close()
+
+
+def lock(workdir: pathlib.Path) -> TextIO:
+    """Makes the workdir and keeps other training processes out of it.
+
+    Returns:
+      The lock, to be closed; the system lifts it, too, when the process ends, however it does.
+
+    Raises:
+      UserError: another process trains in it, or it cannot be made.
+    """
     try:
         workdir.mkdir(exist_ok=True)
+        file = open(workdir / "lock", "a")  # noqa: SIM115  (it stays open)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"--workdir={workdir} is in use by another training process: wait for it, stop it, or use another --workdir"
+        ) from None
+    return file
+
+
+def prepare(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
+    """Stores the config and the tokenizer in the workdir."""
+    try:
         # Of an earlier command that saved nothing, another kind of tokenizer may be there; it goes first, so that a
         # workdir never holds two.
         for name in set(tokenizer_lib.FILE_NAMES) - {tokenizer.file_name}:

@@ -1,6 +1,7 @@
 """The evaluation binary, on the checkpoint of a miniature run."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -53,6 +54,33 @@ def test_rerank_reorders_only_the_shortlist(finished, run):
             assert b["text_to_video_rank"] <= 4
 
 
+def test_the_model_is_the_checkpoints_own_whatever_became_of_the_config_file(finished, tmp_path, run):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["vision"]["attention"] = "joint" if config["model"]["vision"]["attention"] == "frame" else "frame"
+    (workdir / "config.json").write_text(json.dumps(config))
+    done = run(evaluate(workdir))
+    assert done.returncode == 0, done.stderr
+    read = lambda folder: json.loads((folder / "evaluation" / "retrieval_test_12.json").read_text())["per_query"]
+    assert run(evaluate(finished)).returncode == 0
+    assert read(workdir) == read(finished)
+
+
+def test_results_on_other_data_are_kept_apart(finished, tmp_path, run):
+    from data.moving_shapes import builder
+
+    other = tmp_path / "other"
+    builder.prepare(other, builder.Settings(train=1, validation=0, test=3, compositional=0), 1)
+    assert run(evaluate(finished)).returncode == 0
+    own = finished / "evaluation" / "retrieval_test_12.json"
+    before = own.read_bytes()
+    done = run(evaluate(finished, f"--input_path={other}"))
+    assert done.returncode == 0, done.stderr
+    assert own.read_bytes() == before
+    (result,) = (finished / "evaluation").glob("retrieval_test_12_*other.json")
+    assert json.loads(result.read_text())["clips"] == 3
+
+
 def test_reconstruction_draws_a_picture(finished, run):
     done = run(evaluate(finished, "--task=reconstruction", "--clips=2"))
     assert done.returncode == 0, done.stderr
@@ -62,7 +90,7 @@ def test_reconstruction_draws_a_picture(finished, run):
 
 def test_wrong_flags_end_with_one_clear_message(finished, tmp_path, run):
     for flags, expected in (
-        (evaluate(tmp_path), "config.json"),
+        (evaluate(tmp_path), "holds no checkpoints"),
         (evaluate(finished, "--task=retreival"), "expected one of retrieval, reconstruction"),
         (evaluate(finished, "--split=tset"), "tset"),
     ):

@@ -70,7 +70,7 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
     elif module == "vlp_jax.input.check":
         words += ["--sample", "4"]
     elif module == "benchmarks.step_time":
-        words += ["--size", "tiny", "--steps", "1", "--batch", "4"]
+        words += ["--size", "tiny", "--steps", "1", "--batch", "4", "--set", "model.unroll=false"]
     else:
         pytest.fail(f"no miniature is known for {module}")
     done = run(words, **more)

@@ -94,6 +94,19 @@ def test_default_patience_allows_a_few_bad_clips_whatever_the_limit(share, quiet
         ledger.add(batch(["bad"], start=quiet))
 
 
+def test_a_run_whose_clips_were_repaired_goes_on_and_keeps_the_counts(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl", 0.25, min_examples=8)
+    with pytest.raises(UserError, match="run the same command again"):
+        ledger.add(batch(["bad"] * 6 + [""] * 2))
+    resumed = Ledger(tmp_path / "ledger.jsonl", 0.25, min_examples=8)
+    for start in range(8, 24, 8):
+        resumed.add(batch([""] * 8, start=start))
+    resumed.finish()
+    assert (resumed.seen, resumed.bad) == (24, 6)
+    with pytest.raises(UserError, match="8 of 24 examples"):
+        resumed.add(batch(["bad"] * 8, start=24))
+
+
 def test_finish_applies_the_limit_to_tiny_sets():
     ledger = Ledger(None, 0.05)
     ledger.add(batch(["", "bad"]))
@@ -107,7 +120,7 @@ def test_the_message_names_share_limit_three_clips_and_the_file(tmp_path):
     with pytest.raises(UserError) as caught:
         ledger.add(batch(["r0", "r1", "r2", "r3"] + [""] * 4))
     message = str(caught.value)
-    for part in ("4 of 8 examples (50.0%, 4 clips)", "config.input.max_bad_share = 0.25", str(path), "'clip3'"):
+    for part in ("4 of 8 examples (50.0%)", "config.input.max_bad_share = 0.25", str(path), "'clip3'"):
         assert (part in message) == (part != "'clip3'"), message
     for i in range(3):
         assert f"'clip{i}' (videos/clip{i}): r{i}" in message

@@ -107,6 +107,18 @@ def test_live_line_is_redrawn_in_place_at_most_five_times_a_second_and_fits_the_
     assert out.getvalue().count("\n") == 1 and out.getvalue().endswith("\n")
 
 
+def test_eighty_columns_show_the_loss_the_pace_and_the_time_left(monkeypatch):
+    monkeypatch.setattr(progress_lib, "_width", lambda stream: 80)
+    clock, out = Clock(), Terminal()
+    progress = Progress(328, 120, 128, out, clock=clock)
+    for step in (130, 140):
+        clock.now += 5
+        progress.update(step, {"loss": 6.1843, "mlm": 2.4, "vtc": 2.1, "vtm": 0.64}, 0.02)
+    line = out.getvalue().split("\r")[-1]
+    for part in ("step 140/328", "1:34 left", "loss 6.184", "256.0 examples/s", "data wait 2%"):
+        assert part in line
+
+
 def test_last_step_is_shown_even_right_after_another_line():
     clock, out = Clock(), io.StringIO()
     progress = Progress(2, 0, 1, out, clock=clock)

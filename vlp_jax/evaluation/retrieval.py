@@ -9,6 +9,7 @@ from flax import nnx
 
 from vlp_jax import sharding
 from vlp_jax.input import pipeline
+from vlp_jax.input.ledger import count_kinds
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
@@ -48,8 +49,8 @@ class Retrieval:
     """Evaluates text-to-video and video-to-text retrieval of a recipe on one source.
 
     Records with the same clip_id are captions of one clip: the gallery holds each clip once, every caption is a query,
-    and a clip finds its best caption. A clip that does not decode stays in: it scores below all others, so its queries
-    count as missed; the result says how many there were.
+    and a clip finds its best caption. A clip that does not decode stays in: its queries count as missed, at a rank
+    beyond every R@k and every item; the result lists such clips with their reasons.
 
     Args:
       graph: the recipe without parameters; it must be a DualEncoder, and a Matcher for `rerank > 0`.
@@ -109,8 +110,9 @@ class Retrieval:
         relevant = ids[first][:, None] == ids[None, :]
         rank_video, rank_text = ranks(to_video, relevant.T), ranks(to_text, relevant)
         # A clip that did not decode has found nothing and is found by nothing.
-        rank_text[~valid] = len(ids)
-        rank_video[~valid[relevant.argmax(0)]] = len(first)
+        missed = max(RECALLS) + 1  # beyond every R@k, however few there are
+        rank_text[~valid] = max(len(ids) + 1, missed)
+        rank_video[~valid[relevant.argmax(0)]] = max(len(first) + 1, missed)
         of_clip = dict(zip(ids[first].tolist(), rank_text.tolist()))
         return {
             "text_to_video": summarise(rank_video),
@@ -118,6 +120,7 @@ class Retrieval:
             "queries": len(ids),
             "clips": len(first),
             "undecodable": int((~valid).sum()),
+            "bad_clips": list(host["bad"].values()),
             "cut_captions": host["cut"],
             "rerank": self.rerank,
             "per_query": [
@@ -129,7 +132,7 @@ class Retrieval:
     def _encode(self, params):
         """Embeddings of the whole source as float32 NumPy, without the padding of the last batch."""
         parts: list[Any] = []
-        host: dict[str, Any] = {"clip_ids": [], "captions": [], "valid": [], "text_mask": [], "cut": 0}
+        host: dict[str, Any] = {"clip_ids": [], "captions": [], "valid": [], "text_mask": [], "cut": 0, "bad": {}}
         for item in pipeline.evaluation_batches(self.config, self.source, self.tokenizer, batch_size=self.batch_size):
             real = ~item.is_padding
             out = jax.device_get(self._embed(params, sharding.to_global(item.batch, self.mesh)))
@@ -139,6 +142,9 @@ class Retrieval:
             host["valid"].append(item.batch.valid[real])
             host["text_mask"].append(item.batch.text_mask[real])
             host["cut"] += item.cut
+            for i in np.flatnonzero(real & ~item.batch.valid):
+                bad = {"clip_id": item.clip_ids[i], "origin": item.origins[i], "error": item.errors[i]}
+                host["bad"].setdefault(item.clip_ids[i], bad)
         host["valid"], host["text_mask"] = np.concatenate(host["valid"]), np.concatenate(host["text_mask"])
         return *jax.tree.map(lambda *x: np.concatenate(x), *parts), host
 
@@ -177,7 +183,8 @@ def table(result: dict[str, Any], title: str) -> str:
         f"{result['queries']} captions, {result['clips']} clips; chance R@1 {100 / result['clips']:.2f} (text to video)"
     )
     if result["undecodable"]:
-        note += f"; {result['undecodable']} clips did not decode and count as missed"
+        why = count_kinds((clip["error"], 1) for clip in result["bad_clips"])
+        note += f"; {result['undecodable']} clips did not decode and count as missed: {why}"
     if result["cut_captions"]:
         note += f"; {result['cut_captions']} captions were cut to the model's length"
     return "\n".join([*lines, note])

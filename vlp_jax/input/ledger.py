@@ -41,7 +41,8 @@ class Ledger:
 
     The rule: `add` raises once `bad > max_bad_share * seen` and at least `min_examples` were seen, so that one bad
     clip among the first few does not end a run; `finish` applies the limit whatever the number, for sets that are
-    smaller than that. Several processes count each their own examples.
+    smaller than that. Both count since the ledger was opened, so that a run goes on once its clips are repaired.
+    Several processes count each their own examples.
 
     Args:
       path: the file, created with the first line; None keeps the ledger in memory.
@@ -66,6 +67,7 @@ class Ledger:
         self._written = 0  # `seen` of the last line
         if self._path is not None and self._path.exists():
             self._resume(self._path)
+        self._before = self.seen, self.bad  # what earlier processes saw, of clips that may have been repaired since
 
     def _resume(self, path: pathlib.Path) -> None:
         data = path.read_bytes()
@@ -118,7 +120,7 @@ class Ledger:
                 self._append_clip(key)
         if self._clips and self.seen >= 2 * self._written:
             self._append({})
-        if self.seen >= self._min_examples:
+        if self.seen - self._before[0] >= self._min_examples:
             self._check()
 
     def finish(self) -> None:
@@ -156,12 +158,13 @@ class Ledger:
             f.write(json.dumps(entry | {"seen": self.seen, "bad": self.bad}, ensure_ascii=False) + "\n")
 
     def _check(self) -> None:
-        if self.bad <= self._max_bad_share * self.seen:
+        seen, bad = self.seen - self._before[0], self.bad - self._before[1]
+        if bad <= self._max_bad_share * seen:
             return
         examples = "; ".join(f"{c['clip_id']!r} ({c['origin']}): {c['error']}" for c in list(self._clips.values())[:3])
         where = f"all are listed in {self._path}" if self._path else "no ledger file is kept"
         raise UserError(
-            f"{self.bad} of {self.seen} examples ({self.bad / self.seen:.1%}, {len(self._clips)} clips) "
+            f"{bad} of {seen} examples ({bad / seen:.1%}) "
             f"did not decode, over config.input.max_bad_share = {self._max_bad_share:g}: {examples}; {where}. "
-            "Repair or drop these clips, or raise config.input.max_bad_share"
+            "Repair these clips and run the same command again, or raise config.input.max_bad_share"
         )

@@ -16,15 +16,16 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
 
     Args:
       bias: float32, broadcastable to `[B, A, S, U]`, added to the scaled logits; None for none.
-      kernel: `xla` | `cudnn` (NVIDIA GPU, 16-bit activations).
+      kernel: `xla` | `cudnn` (NVIDIA GPU, 16-bit activations), the latter for attention without a bias, which the
+        video encoder and the pixel decoder have; cuDNN takes none of the broadcast biases of text.
 
     Returns:
       `[B, S, A, Dh]`.
     """
-    if kernel == "cudnn":
-        return jax.nn.dot_product_attention(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=bias, implementation="cudnn")
-    if kernel != "xla":
+    if kernel not in ("xla", "cudnn"):
         raise ValueError(f"attention kernel {kernel!r}: expected xla or cudnn")
+    if kernel == "cudnn" and bias is None:
+        return jax.nn.dot_product_attention(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, implementation="cudnn")
     q_BxSxAxDh = q_BxSxAxDh * q_BxSxAxDh.shape[-1] ** -0.5
     logits = jnp.einsum("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh, preferred_element_type=jnp.float32)
     if bias is not None:

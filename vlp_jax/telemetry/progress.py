@@ -86,7 +86,7 @@ class Progress:
 
         Args:
           step: steps done.
-          terms: name -> value, shown in this order.
+          terms: name -> value, shown in this order, the first one in front.
           data_wait_share: share of the time since the last update that the devices waited for data, [0, 1].
 
         Returns:
@@ -98,8 +98,10 @@ class Progress:
         self._last = (now, step)
         if self._settled is None:
             self._settled = (now, step)
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        self._details = f" | {speed:,.1f} examples/s, data wait {data_wait_share:.0%} | {losses}"
+        pace = f"{speed:,.1f} examples/s, data wait {data_wait_share:.0%}"
+        # The first term, the loss, stands before the pace: a narrow terminal shows both.
+        first, *others = [f"{name} {value:.4g}" for name, value in terms.items()] or [""]
+        self._details = "".join(f" | {part}" for part in (first, pace, "  ".join(others)) if part)
         self._show(step, now)
         return {"examples_per_second": speed, "data_wait_share": data_wait_share}
 
@@ -145,7 +147,8 @@ class Progress:
         done = self._step - from_step
         if done <= 0 or self._step >= self._total:
             return elapsed
-        return f"{elapsed}, {_duration((self._total - self._step) * (now - since) / done)} left"
+        left = f"{_duration((self._total - self._step) * (now - since) / done)} left"
+        return left if self._live else f"{elapsed}, {left}"
 
 
 def parameter_overview(params: Any) -> str:
