@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from vlp_jax.types import UserError
@@ -81,50 +81,72 @@ class Corpus:
 
 
 def find_videos(
-    folder: pathlib.Path, ids: Collection[str], extensions: Sequence[str] = VIDEO_EXTENSIONS
+    folder: pathlib.Path,
+    ids: Collection[str],
+    extensions: Sequence[str] = VIDEO_EXTENSIONS,
+    *,
+    listed: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, pathlib.Path]:
     """Finds the file of each id below `folder`, however deep, by one scan; symbolic links are followed.
 
-    A file belongs to an id that is its name without the extension, or its name; an id that ends in one of `extensions`
-    is found under the other ones too (DiDeMo lists `x.avi` where many disks hold `x.mp4`). Case counts in ids and not
-    in extensions.
+    A file belongs to an id that is its name, or its name without the extension; an id that ends in one of `extensions`
+    is found under the other ones too. Case counts in ids and not in extensions.
+
+    Args:
+      folder: holds the videos.
+      ids: of the videos.
+      extensions: that a video may have, "" for a name that ends in a dot.
+      listed: id -> the file names by which the annotations call that video, in their order, for sets whose ids are not
+        what is listed. A file belongs to the id as if each of them were an id, too: of `x.mov` the files `x.mov`,
+        `x.mov.mp4` and `x.mp4` are found.
 
     Returns:
-      id -> path, in the order of `ids`; ids without a file are left out, see `report_missing`.
+      id -> path, in the order of `ids`; ids without a file are left out, see `report_missing`. Of the files of a video
+      that is listed under several names, the one of the name listed first is taken, and the first in sorted order where
+      that leaves several.
 
     Raises:
-      UserError: there is no such folder, or two files belong to one id.
+      UserError: there is no such folder, or two files belong to an id that is not listed under several names.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no directory: expected the folder that holds the videos; check --root")
     endings = tuple(f".{e.lower()}" for e in extensions)
-    wanted = {name for i in ids for name in (i, _stem(i, endings))}
-    found: dict[str, pathlib.Path] = {}
+    listed = listed or {}
+
+    def stems(i: str) -> dict[str, None]:  # without duplicates, in order
+        return dict.fromkeys(stem for name in (*listed.get(i, ()), i) for stem in (name, _stem(name, endings)))
+
+    found: dict[str, list[pathlib.Path]] = {stem: [] for i in ids for stem in stems(i)}
     for path in _files(folder):
         stem, ending = os.path.splitext(path.name)
-        if ending.lower() not in endings or stem not in wanted:
-            continue
-        if stem in found:
-            raise _twice(stem, found[stem], path, folder)
-        found[stem] = path
+        if ending.lower() in endings and stem in found:
+            found[stem].append(path)
     paths = {}
     for i in ids:
-        names = {i, _stem(i, endings)} & found.keys()
-        if len(names) > 1:
-            raise _twice(i, found[i], found[_stem(i, endings)], folder)
-        if names:
-            paths[i] = found[names.pop()]
+        names = [_fold(name) for name in listed.get(i, ())]
+        files = sorted((_place(path, names), path) for stem in stems(i) for path in found[stem])
+        if len(files) > 1 and len(names) < 2:
+            (_, first), (_, second) = files[:2]
+            raise UserError(f"two files for the video {i!r}: {first} and {second}; keep one of them below {folder}")
+        if files:
+            paths[i] = files[0][1]
     return paths
-
-
-def _twice(name: str, first: pathlib.Path, second: pathlib.Path, folder: pathlib.Path) -> UserError:
-    first, second = sorted((first, second))
-    return UserError(f"two files for the video {name!r}: {first} and {second}; keep one of them below {folder}")
 
 
 def _stem(name: str, endings: tuple[str, ...]) -> str:
     stem, ending = os.path.splitext(name)
     return stem if ending.lower() in endings else name
+
+
+def _fold(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()
+
+
+def _place(path: pathlib.Path, names: list[str]) -> int:
+    """Which of `names` (folded) the file has, by itself or followed by another extension; their number if none."""
+    own = (_fold(path.name), _fold(os.path.splitext(path.name)[0]))
+    return next((place for place, name in enumerate(names) if name in own), len(names))
 
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -8,10 +8,12 @@ Annotations, each where its file is there:
                                    the first of them in a tie, `times` those of all, in seconds
 
 A video is known by its name without the extension: the official files list some under two, `x.mov` and `x.mp4`, and
-only together do they give the 1,065 and 1,004 videos of the validation and test splits.
+only together do they give the 1,065 and 1,004 videos of the validation and test splits. Where files of both lie there,
+that of the name listed first is taken.
 """
 
 import collections
+import os
 import pathlib
 
 from data.corpora import corpus, rows
@@ -22,8 +24,9 @@ NAME = "didemo"
 WHERE_FROM = (
     "train_data.json, val_data.json and test_data.json are in the folder data of "
     "https://github.com/LisaAnne/LocalizingMoments, whose README says how to get the videos (its "
-    "download_videos_AWS.py); they go below ROOT/videos under their names or as .mp4. In place of each json there may "
-    "be DiDeMo_train.tsv, DiDeMo_val.tsv or DiDeMo_test.tsv with the columns sentences and file."
+    "download_videos_AWS.py saves them as <listed name>.mp4, such as x.mov.mp4); they go below ROOT/videos, so or under "
+    "the listed names, or with another extension in place of the listed one. In place of each json there may be "
+    "DiDeMo_train.tsv, DiDeMo_val.tsv or DiDeMo_test.tsv with the columns sentences and file."
 )
 
 _FOLDERS = ("data", "annotations", "meta_data")
@@ -33,7 +36,7 @@ _FILES = {
     "test": ("test_data.json", "DiDeMo_test.tsv"),
 }
 # As Flickr names them; "" is a name that ends in a dot, which the official files have too.
-_EXTENSIONS = (*corpus.VIDEO_EXTENSIONS, "m4v", "mpg", "mpeg", "wmv", "3gp", "")
+_EXTENSIONS = (*corpus.VIDEO_EXTENSIONS, "m4v", "mpg", "mpeg", "wmv", "3gp", "3g2", "mts", "m2ts", "")
 
 _SEGMENT_S = 5  # annotators chose among segments of five seconds
 _MAX_SEGMENTS = 6  # videos were cut to 30 s
@@ -62,27 +65,32 @@ def read(root: pathlib.Path, *, allow_share: float = 0.0) -> corpus.Corpus:
     """
     notes: list[str] = []
     annotations: dict[str, list[Row]] = {}
+    files: list[str] = []
     for part, (moments, paragraphs) in _FILES.items():
         path = rows.find(root, _FOLDERS, moments)
         if path is not None:
-            annotations[part], annotations[f"moments_{part}"] = _moments(path)
+            descriptions = rows.json_rows(path, ["annotation_id", "description", "times", "video", "num_segments"])
+            annotations[part], annotations[f"moments_{part}"] = _moments(descriptions, path)
+            files += [row["video"] for row in descriptions]
             continue
         path = rows.find(root, _FOLDERS, paragraphs)
         if path is None:
             notes.append(rows.absent(part, [moments, paragraphs], root))
             continue
-        annotations[part] = [
-            {"clip_id": rows.stem(row["file"]), "caption": row["sentences"]}
-            for row in corpus.read_table(path, ["sentences", "file"], delimiter="\t")
-        ]
+        table = list(corpus.read_table(path, ["sentences", "file"], delimiter="\t"))
+        annotations[part] = [{"clip_id": rows.stem(row["file"]), "caption": row["sentences"]} for row in table]
+        files += [row["file"] for row in table]
         notes.append(f"moments_{part} left out: {path.name} holds paragraphs only, moments are in {moments}.")
     if not annotations:
         corpus.require_file(root, [name for names in _FILES.values() for name in names], WHERE_FROM)
+    listed: dict[str, list[str]] = {}
+    for name in dict.fromkeys(map(os.path.basename, files)):
+        listed.setdefault(rows.stem(name), []).append(name)
     return rows.assemble(
         NAME,
         annotations,
-        corpus.find_videos(rows.video_folder(root), rows.clip_ids(annotations), _EXTENSIONS),
-        expected="ROOT/videos/<video>, with its own extension or .mp4",
+        corpus.find_videos(rows.video_folder(root), rows.clip_ids(annotations), _EXTENSIONS, listed=listed),
+        expected="ROOT/videos/<listed name>, <listed name>.mp4 or <video>.mp4",
         where_from=WHERE_FROM,
         official=_OFFICIAL,
         notes=notes,
@@ -90,9 +98,8 @@ def read(root: pathlib.Path, *, allow_share: float = 0.0) -> corpus.Corpus:
     )
 
 
-def _moments(path: pathlib.Path) -> tuple[list[Row], list[Row]]:
+def _moments(listed: list[Row], path: pathlib.Path) -> tuple[list[Row], list[Row]]:
     """Returns one row a video, and one row a description."""
-    listed = rows.json_rows(path, ["annotation_id", "description", "times", "video", "num_segments"])
     rows.check_distinct((str(row["annotation_id"]) for row in listed), f"{path}, annotation_id")
     paragraphs: dict[str, list[str]] = {}
     moments = []

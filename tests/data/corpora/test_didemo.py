@@ -1,5 +1,7 @@
 """DiDeMo in miniature: Flickr names with their own extensions, moments counted in segments of five seconds."""
 
+import shutil
+
 import pytest
 
 from data import prepare
@@ -52,6 +54,48 @@ def test_a_paragraph_joins_a_videos_descriptions_in_order_and_under_both_its_nam
     ]
     assert "validation left out: no val_data.json or DiDeMo_val.tsv" in corpus.notes
     assert "test lists 1 clips where the full set has 1,004" in corpus.notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    (
+        ["12@N02_34_ab.mov.mp4", "56@N00_78_cd.avi.mp4", "90@N01_12_ef..mp4"],  # the official download script
+        ["12@N02_34_ab.mov", "56@N00_78_cd.avi", "90@N01_12_ef."],
+        ["12@N02_34_ab.mp4", "56@N00_78_cd.mp4", "90@N01_12_ef.mp4"],
+        ["12@N02_34_ab.mkv", "56@N00_78_cd.m2ts", "90@N01_12_ef.3G2"],
+        ["a/12@N02_34_ab.mp4.mp4", "b/56@N00_78_cd.MTS", "90@N01_12_ef..webm"],
+    ),
+)
+def test_every_layout_on_disk_is_found(root, put_videos, names):
+    shutil.rmtree(root / "videos")
+    put_videos(root / "videos", names)
+    corpus = didemo.read(root)
+    assert {clip.clip_id: str(clip.path.relative_to(root / "videos")) for clip in corpus.splits["clips"]} == dict(
+        zip(("12@N02_34_ab", "56@N00_78_cd", "90@N01_12_ef"), names)
+    )
+
+
+@pytest.mark.parametrize(
+    "names, taken",
+    (
+        (["x.mp4", "x.mov"], "x.mov"),
+        (["x.mp4.mp4", "x.mov.mp4"], "x.mov.mp4"),
+        (["a/x.mp4", "b/x.MOV", "c/x.mov"], "b/x.MOV"),
+        (["x.avi", "x.mp4.mkv"], "x.mp4.mkv"),
+        (["x.webm", "x.avi"], "x.avi"),
+    ),
+)
+def test_of_the_files_of_a_video_with_two_names_the_one_listed_first_is_taken(tmp_path, put, put_videos, names, taken):
+    put(tmp_path / "val_data.json", [moment(1, "x.mov", "a", (0, 0)), moment(2, "x.mp4", "b", (0, 0))])
+    put_videos(tmp_path / "videos", names)
+    (clip,) = didemo.read(tmp_path).splits["clips"]
+    assert clip.path == tmp_path / "videos" / taken
+
+
+def test_two_files_of_a_video_with_one_name_are_refused(root, put_videos):
+    put_videos(root / "videos", ["56@N00_78_cd.avi.mp4"])
+    with pytest.raises(UserError, match=r"two files for the video '56@N00_78_cd': .*cd\.AVI and .*cd\.avi\.mp4"):
+        didemo.read(root)
 
 
 def test_a_moment_is_the_interval_that_most_annotators_chose_in_seconds(root):
