@@ -24,6 +24,7 @@ from data.corpora.corpus import Corpus
 from vlp_jax.types import UserError
 
 SETTINGS_FILE = "prepare.json"  # see data/output.py
+_FEW_FRAMES = 4  # of a span: the default of input.frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ def prepare(settings: Settings, out: str | os.PathLike, *, workers: int = 2, bea
     start = time.monotonic()
     corpus = _read(known[settings.corpus], settings)
     writer.check(corpus)
+    corpus.notes = "\n".join(filter(None, (corpus.notes, _short_spans(corpus, settings.fps))))
     for note in corpus.notes.splitlines():
         print(f"{corpus.name}: {note}", file=sys.stderr)
     encoding = writer.Encoding(settings.short_side, settings.fps)
@@ -122,6 +124,23 @@ def _read(module: ModuleType, settings: Settings) -> Corpus:
             listed = ", ".join(takes) or "no option"
             raise UserError(f"--option {key}={settings.options[key]}: {settings.corpus} takes {listed}")
     return module.read(pathlib.Path(settings.root), allow_share=settings.allow_missing, **settings.options)
+
+
+def _short_spans(corpus: Corpus, fps: float) -> str:
+    """The note on spans of a video that are left with too few frames, "" where there is none."""
+    few = count = 0
+    for rows in corpus.annotations.values():
+        for row in rows:
+            for span in (row, *row.get("options", ())):  # EgoMCQ chooses among spans
+                if isinstance(span, dict) and "start" in span and "end" in span:
+                    count += 1
+                    few += round((span["end"] - span["start"]) * fps, 6) < _FEW_FRAMES
+    if not fps or not few:
+        return ""
+    return (
+        f"--fps {fps:g}: {few} of {count} annotation spans hold fewer than {_FEW_FRAMES} frames at that rate; a span "
+        "with fewer frames than input.frames is a bad clip in training: raise --fps for this set"
+    )
 
 
 def _summary(corpus: Corpus, written: writer.Written) -> str:

@@ -24,8 +24,8 @@ NAME = "didemo"
 WHERE_FROM = (
     "train_data.json, val_data.json and test_data.json are in the folder data of "
     "https://github.com/LisaAnne/LocalizingMoments, whose README says how to get the videos (its "
-    "download_videos_AWS.py saves them as <listed name>.mp4, such as x.mov.mp4); they go below ROOT/videos, so or under "
-    "the listed names, or with another extension in place of the listed one. In place of each json there may be "
+    "download_videos_AWS.py saves them as <listed name>.mp4, such as x.mov.mp4); they go below ROOT/videos, so or "
+    "under the listed names, or with another extension in place of the listed one. In place of each json there may be "
     "DiDeMo_train.tsv, DiDeMo_val.tsv or DiDeMo_test.tsv with the columns sentences and file."
 )
 

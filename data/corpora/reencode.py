@@ -38,9 +38,9 @@ def reencode(video: bytes | str, *, short_side: int = 0, fps: float = 0.0) -> by
     """Re-encodes a video as H.264 in MP4, or an image as JPEG.
 
     Videos keep, of each interval of `1 / fps` seconds, the first frame, with its time since the file's start: spans in
-    seconds stay valid. No frame is repeated, so a video slower than `fps` keeps all. There is a key frame every half
-    second, no frame refers to later ones, and there is no sound. An image that is small enough already stays as it is.
-    Rotations are applied.
+    seconds keep their place, but one of S seconds holds about S * fps frames, which may be fewer than a model asks. No
+    frame is repeated, so a video slower than `fps` keeps all. There is a key frame every half second, no frame refers
+    to later ones, and there is no sound. An image that is small enough already stays as it is. Rotations are applied.
 
     Args:
       video: the file's bytes, or its path.

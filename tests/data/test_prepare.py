@@ -66,7 +66,7 @@ def test_an_evaluation_set_gets_its_annotations_and_lists(make_video, read_recor
         make_video(tmp_path / f"{name}.mp4")
     (tmp_path / "c.mp4").write_bytes(b"not a video")
     rows = {
-        "test": [{"clip_id": "a", "caption": "ä"}, {"clip_id": "a", "caption": "b", "start": 0.0, "end": 1.5}],
+        "test": [{"clip_id": "a", "caption": "ä"}, {"clip_id": "a", "caption": "b", "start": 0.0, "end": 2.0}],
         "qa_test": [{"question_id": "0", "clip_id": "b", "question": "who?", "answer": "he", "type": "who"}],
     }
 
@@ -88,6 +88,31 @@ def test_an_evaluation_set_gets_its_annotations_and_lists(make_video, read_recor
     assert json.loads((out / "prepare.json").read_text())["notes"] == "part 7\nsecond"
     with pytest.raises(UserError, match="--option portion=1: some takes part"):
         prepare.prepare(prepare.Settings("some", str(tmp_path), options={"portion": "1"}), tmp_path / "new")
+
+
+def test_spans_with_few_frames_at_the_rate_asked_are_counted(make_video, tmp_path, monkeypatch, capsys):
+    make_video(tmp_path / "a.mp4")
+    spans = [{"clip_id": "a", "start": 0.2 * i, "end": 0.2 * i + seconds} for i, seconds in enumerate((0.5, 1.9, 2.0))]
+    moments = [{**span, "caption": "x"} for span in spans]
+    options = [{"clip_id": "a", "start": 1.0, "end": 1.5}, {"clip_id": "a", "start": 1.0, "end": 9.0}]
+    rows = {
+        "test": [{"clip_id": "a", "caption": "whole"}],
+        "moments_test": moments,
+        "mcq": [{"question_id": "0", "caption": "x", "options": options, "answer": 0}],
+        "mc_test": [{"question_id": "0", "clip_id": "a", "options": ["b", "c"], "answer": 0}],
+    }
+
+    def read(root, *, allow_share=0.0):
+        return Corpus("some", {"clips": [Clip("a", tmp_path / "a.mp4")]}, rows)
+
+    monkeypatch.setattr(prepare, "corpora", lambda: {"some": types.SimpleNamespace(read=read)})
+    prepare.prepare(prepare.Settings("some", str(tmp_path), fps=2.0), tmp_path / "slow", workers=1)
+    said = "--fps 2: 3 of 5 annotation spans hold fewer than 4 frames at that rate"
+    assert f"some: {said}" in capsys.readouterr().err
+    assert said in json.loads((tmp_path / "slow/prepare.json").read_text())["notes"]
+    for fps in (0.0, 8.0):
+        prepare.prepare(prepare.Settings("some", str(tmp_path), fps=fps), tmp_path / f"out{fps}", workers=1)
+    assert "annotation spans" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
