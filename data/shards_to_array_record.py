@@ -16,6 +16,7 @@ from typing import Any
 
 from data import array_record, output
 from data.corpora.encoding import LARGEST
+from data.texts import encodable, encodable_json
 from vlp_jax.input.shards import ShardSource
 from vlp_jax.input.sources import Record
 from vlp_jax.telemetry.counting import CountProgress
@@ -54,7 +55,7 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
         count = array_record.counts(path)[split]
         summary = f"{count} samples of {len(source)}"
         if skipped:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in encodable_json(skipped))
             (path / "skipped.jsonl").write_text(lines, encoding="utf-8")
             summary += f"; {len(skipped) - problems} samples skipped and {problems} faults of shards"
             summary += f", listed in {out / 'skipped.jsonl'}"
@@ -70,7 +71,11 @@ def _records(source: ShardSource, split: str, skipped: list[dict[str, str]]) -> 
         if reason:
             skipped.append({"clip_id": record.clip_id, "reason": reason})
         else:
-            yield {"video": record.video, "caption": record.caption, "clip_id": record.clip_id}
+            yield {
+                "video": record.video,
+                "caption": encodable(record.caption),
+                "clip_id": encodable(record.clip_id),
+            }
         progress.add()
     progress.close()
 

@@ -18,6 +18,7 @@ from data.corpora.corpus import (
     read_json,
     stream_present,
 )
+from data.texts import encodable
 from vlp_jax.types import UserError
 
 NAME = "cc3m"
@@ -154,7 +155,7 @@ def _downloaded(
     count, missing = 0, []
     for sample, image in _samples(folder):
         if image is None:
-            missing.append(str(sample.relative_to(root)))
+            missing.append(_clip_id(sample, root))
         else:
             count += 1
     expected = f"{folder}/<5 digits>/<key>.jpg beside its .txt or .json"
@@ -166,9 +167,13 @@ def _downloaded(
     def clips() -> Iterator[Clip]:
         for sample, image in _samples(folder):
             if image is not None:
-                yield Clip(str(sample.relative_to(root)), image, _caption(sample))
+                yield Clip(_clip_id(sample, root), image, _caption(sample))
 
     return Stream(clips, count), missing, _failed_downloads(label, folder)
+
+
+def _clip_id(sample: pathlib.Path, root: pathlib.Path) -> str:
+    return encodable(str(sample.relative_to(root)))
 
 
 def _caption(sample: pathlib.Path) -> str:
@@ -178,7 +183,7 @@ def _caption(sample: pathlib.Path) -> str:
         return text.read_text(encoding="utf-8", errors="replace").strip()
     if details.is_file():
         try:
-            return str(json.loads(details.read_bytes()).get("caption") or "").strip()
+            return encodable(str(json.loads(details.read_bytes()).get("caption") or "")).strip()
         except (ValueError, AttributeError):  # cut off while it was written: one sample is no reason to stop
             return ""
     return ""

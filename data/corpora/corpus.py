@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from data.texts import encodable_json
 from vlp_jax.types import UserError
 
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov")
@@ -29,7 +30,7 @@ class Clip:
     """One record to be: a video or image file, and its name.
 
     Attributes:
-      clip_id: unique within the corpus.
+      clip_id: unique within the corpus; like the caption, without lone surrogates (`data.texts`).
       path: the encoded file.
       caption: pre-training corpora only; evaluation sets keep theirs in `Corpus.annotations`.
     """
@@ -280,13 +281,13 @@ def stream_present(
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file; lone surrogates in its texts become U+FFFD.
 
     Raises:
       UserError: it is not JSON in UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return encodable_json(json.loads(path.read_text(encoding="utf-8-sig")))
     except ValueError as e:  # JSON and Unicode errors alike
         raise UserError(f"{path}: expected JSON in UTF-8, but {e}; fetch the file again") from e
 

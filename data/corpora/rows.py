@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from data.corpora import corpus
+from data.texts import encodable_json
 from vlp_jax.types import UserError
 
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def json_rows(path: pathlib.Path, fields: Sequence[str]) -> list[Row]:
 
 
 def json_lines(path: pathlib.Path, fields: Sequence[str]) -> list[Row]:
-    """Reads one JSON object a line, each with `fields`.
+    """Reads one JSON object a line, each with `fields`; lone surrogates in texts become U+FFFD.
 
     Raises:
       UserError: a line is no such object.
@@ -76,7 +77,7 @@ def json_lines(path: pathlib.Path, fields: Sequence[str]) -> list[Row]:
     rows = []
     for number, line in enumerate(lines(path), 1):
         try:
-            rows.append(json.loads(line))
+            rows.append(encodable_json(json.loads(line)))
         except ValueError as e:
             raise UserError(f"{path}, entry {number}: expected a JSON object, got {line[:80]!r} ({e})") from e
     return check_fields(rows, fields, path)

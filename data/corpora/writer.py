@@ -11,6 +11,7 @@ from typing import Any
 from data import array_record
 from data.corpora.corpus import Clip, Corpus
 from data.corpora.encoding import Encoding, stored
+from data.texts import encodable
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
@@ -103,7 +104,8 @@ def each(clips: Sequence[Clip] | Callable[[], Iterable[Clip]]) -> Iterable[Clip]
 
 def failure(split: str, number: int, clip: Clip, error: str) -> dict[str, Any]:
     """Returns a row of failed.jsonl."""
-    return {"split": split, "record": number, "clip_id": clip.clip_id, "path": str(clip.path), "error": error}
+    path = encodable(str(clip.path))
+    return {"split": split, "record": number, "clip_id": clip.clip_id, "path": path, "error": encodable(error)}
 
 
 def _records(split, clips, encoding: Encoding, workers: int, failed: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import av
 import pytest
@@ -12,6 +13,10 @@ from vlp_jax.types import UserError
 
 TSV = "Train_GCC-training.tsv"
 VALIDATION_TSV = "Validation_GCC-1.1.0-Validation.tsv"
+
+
+def flags(changes):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
 
 
 def settings(root, **changes):
@@ -80,6 +85,35 @@ def test_the_caption_comes_from_the_json_where_there_is_no_text_and_may_be_lost(
         (shard / f"{key}.txt").unlink()
     (shard / "000000002.json").write_text('{"caption": "cut')
     assert [c.caption for c in cc3m.read(downloaded).splits["train"]()] == ["a bus", "", "a dog"]
+
+
+@pytest.mark.parametrize("changes", ({}, {"short_side": 32}))
+def test_texts_and_names_without_utf8_are_written_with_a_replacement(downloaded, read_records, tmp_path, changes):
+    shard = downloaded / "train/00000"
+    (shard / "000000000.txt").unlink()
+    (shard / "000000000.json").write_text('{"caption": "cut \\ud83d"}')
+    for extension in ("jpg", "txt", "json"):
+        os.rename(shard / f"000000002.{extension}", os.fsencode(shard / "caf") + b"\xe9." + extension.encode())
+    assert prepare.main(["cc3m", f"--root={downloaded}", f"--out={tmp_path / 'out'}", *flags(changes)]) == 0
+    got = read_records(tmp_path / "out", "train")
+    assert [(r["clip_id"], r["caption"]) for r in got] == [
+        ("train/00000/000000000", "cut \ufffd"),
+        ("train/00000/caf\ufffd", "a cat"),
+        ("train/00001/000010000", "a dog"),
+    ]
+    assert got[1]["video"][:2] == b"\xff\xd8" and not (tmp_path / "out/failed.jsonl").exists()
+
+
+def test_a_name_without_utf8_can_be_missing_or_fail(downloaded, read_lines, tmp_path):
+    shard = os.fsencode(downloaded / "train/00000")
+    os.rename(shard + b"/000000002.txt", shard + b"/caf\xe9.txt")
+    with open(shard + b"/broken\xe9.jpg", "wb") as file:
+        file.write(b"no picture")
+    out = tmp_path / "out"
+    prepare.prepare(settings(downloaded, allow_missing=1.0, short_side=32), out)
+    assert read_lines(out / "missing.jsonl") == [{"clip_id": "train/00000/caf\ufffd"}]
+    (failed,) = read_lines(out / "failed.jsonl")
+    assert failed["clip_id"] == "train/00000/broken\ufffd" and failed["path"].endswith("broken\ufffd.jpg")
 
 
 def test_a_sample_without_its_image_is_missing(downloaded):

@@ -12,6 +12,7 @@ from data.corpora.corpus import (
     require_file,
     stream_present,
 )
+from data.corpora.rows import json_lines
 from vlp_jax.types import UserError
 
 
@@ -103,3 +104,11 @@ def test_tables_are_read_by_column_and_refused_by_line(tmp_path):
     path.write_bytes(b"{")
     with pytest.raises(UserError, match="expected JSON"):
         read_json(path)
+
+
+def test_halves_of_characters_in_json_become_replacements_and_whole_ones_stay(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(r'{"\udc00": ["a \ud83d", {"b": "\ud83d\ude00 \u00e9", "c": 1.5}], "d": "\\ud83d"}')
+    assert read_json(path) == {"\ufffd": ["a \ufffd", {"b": "😀 é", "c": 1.5}], "d": r"\ud83d"}
+    path.write_text(r'{"a": "\ud83d"}')
+    assert json_lines(path, ["a"]) == [{"a": "\ufffd"}]

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import tarfile
@@ -75,6 +76,24 @@ def test_what_is_not_converted_is_listed_and_counted(shards, tmp_path, capsys):
     written = len(sources.TfdsSource(str(out), "train"))
     assert f"{written} samples of {written + 2}; 2 samples skipped and 1 faults of shards" in said
     assert 10 < written < 15
+
+
+def test_characters_without_utf8_are_written_as_replacements(shards, tmp_path, monkeypatch):
+    """Whatever the source does with them: the records it gives are changed to hold some."""
+    read = ShardSource.__getitem__
+
+    def spoil(self, index):
+        record = read(self, index)
+        change = {"video": b""} if index == 1 else {"caption": "cut \ud83d"}
+        return dataclasses.replace(record, clip_id=f"{record.clip_id}\udce9", **change)
+
+    monkeypatch.setattr(ShardSource, "__getitem__", spoil)
+    out = tmp_path / "out"
+    assert shards_to_array_record.main(["--input", str(shards), "--out", str(out)]) == 0
+    record = sources.TfdsSource(str(out), "train")[0]
+    assert (record.caption, record.clip_id) == ("cut \ufffd", "00/0-0\ufffd")
+    (row,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert row == {"clip_id": "00/0-1\ufffd", "reason": "no media"}
 
 
 def test_a_second_run_does_nothing_and_other_arguments_are_refused(shards, tmp_path):

@@ -114,6 +114,13 @@ def test_sentences_without_timestamps_are_refused(root, put):
         activitynet.read(root)
 
 
+def test_half_a_character_is_written_as_its_replacement(root, put, tmp_path):
+    cut = VAL_1["v_cc"] | {"sentences": ["cut \ud83d"]}
+    put(root / "captions/val_1.json", {"v_cc": cut})  # json.dumps writes \\ud83d
+    assert prepare.main(["activitynet", f"--root={root}", f"--out={tmp_path / 'out'}"]) == 0
+    assert TfdsSource(str(tmp_path / "out"), "val_1")[0].caption == "cut \ufffd"
+
+
 def test_the_prepared_set_reads_paragraphs_whole_and_moments_as_spans(root, tmp_path):
     out = tmp_path / "out"
     prepare.prepare(prepare.Settings("activitynet", str(root)), out)

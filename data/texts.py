@@ -1,0 +1,22 @@
+"""Texts as UTF-8 holds them: lone surrogates, which crash every writer, are replaced where texts and names enter."""
+
+import re
+from typing import Any
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def encodable(text: str) -> str:
+    r"""Replaces by U+FFFD what has no UTF-8: `\ud83d` without its partner in JSON, other bytes in a file's name."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def encodable_json(value: Any) -> Any:
+    """Replaces as `encodable` in all texts of parsed JSON, keys included."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [encodable_json(item) for item in value]
+    if isinstance(value, dict):
+        return {encodable(key): encodable_json(item) for key, item in value.items()}
+    return value
