@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import shlex
 import shutil
 import signal
 import sys
@@ -10,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from data.texts import encodable
 from vlp_jax.types import UserError
 
 
@@ -22,8 +25,10 @@ def found(out: pathlib.Path, settings_file: str, settings: Mapping[str, Any]) ->
       settings: what the directory depends on.
 
     Raises:
-      UserError: `out` holds something else, or was made with other settings.
+      UserError: `out` holds something else, was made with other settings, or is a place that cannot be replaced.
     """
+    if not (out / settings_file).is_file():
+        _check_place(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     path = out / settings_file
@@ -38,30 +43,80 @@ def found(out: pathlib.Path, settings_file: str, settings: Mapping[str, Any]) ->
     return there
 
 
+def _target(out: pathlib.Path) -> pathlib.Path:
+    """The directory itself, where `out` is a link to it: a link could not be replaced by a directory."""
+    return pathlib.Path(os.path.realpath(out))
+
+
+def _check_place(out: pathlib.Path) -> None:
+    target = _target(out)
+    if target.is_symlink():
+        raise UserError(
+            f"--out {out} is a link that leads to itself: expected a new or empty directory; delete the link"
+        )
+    if target == pathlib.Path(target.anchor):
+        what = "the root of the file system"
+    elif os.path.ismount(target):
+        what = "a mount point"
+    elif target.is_dir() and os.path.samefile(target, os.curdir):
+        what = "the current directory"
+    else:
+        return
+    raise UserError(
+        f"--out {out} is {what}, which the finished directory cannot replace: expected a new or empty directory; "
+        f"choose one below it, such as --out {shlex.quote(str(out / 'dataset'))}"
+    )
+
+
+class _Kept(UserError):
+    """A directory is finished and could not be renamed: its partial directory stays."""
+
+
 @contextlib.contextmanager
 def partial_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a sibling `<out>.<random>.tmp` to write in, which is removed at the end; see `finish`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    target = _target(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent))
+    keep = False
     try:
         yield partial
+    except _Kept:
+        keep = True
+        raise
     finally:
-        shutil.rmtree(partial)
+        if not keep:
+            shutil.rmtree(partial)
 
 
 def finish(directory: pathlib.Path, out: pathlib.Path, settings_file: str, content: Mapping[str, Any]) -> None:
-    """Writes the settings file into `directory`, a folder below a partial one, and renames it to `out`."""
+    """Writes the settings file into `directory`, a folder below a partial one, and renames it to `out`.
+
+    Raises:
+      UserError: it cannot be renamed; it stays where it is, which the message says.
+    """
     (directory / settings_file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    directory.rename(out)  # replaces an empty directory, fails on any other
+    target = _target(out)
+    try:
+        directory.rename(target)  # replaces an empty directory, fails on any other
+    except OSError as e:
+        free = shlex.quote(str(target.with_name(f"{target.name}.new")))
+        raise _Kept(
+            f"everything is made, but renaming it to {out} failed ({e.strerror or e}): it lies complete in "
+            f"{directory}; move it by `mv -T {shlex.quote(str(directory))} {free}`, or to any other new path"
+        ) from e
 
 
 def run_command(action: Callable[[], str]) -> int:
-    """Prints the line that `action` returns; returns the exit status, 2 for a user's error."""
+    """Prints the line that `action` returns; returns the exit status, 2 for a user's error and 130 after Ctrl-C."""
     # SIGTERM as an exception, so that a partial directory is removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        print(action())
+        print(encodable(action()))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was not finished is removed", file=sys.stderr)
+        return 130
     return 0

@@ -1,8 +1,12 @@
 """The command: atomic, repeatable, and its messages."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import pytest
@@ -59,6 +63,25 @@ def test_failure_leaves_nothing_behind(root, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         prepare.prepare(prepare.Settings("cc3m", str(root)), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("begun", ("out.*", "**/*array_record*"), ids=("start", "records"))
+def test_ctrl_c_ends_the_command_and_its_processes_in_one_line_and_leaves_nothing(root, tmp_path, begun):
+    (root / "Train_GCC-training.tsv").write_text("first\ta.jpg\nsecond\tb.jpg\n" * 10_000)
+    command = [sys.executable, "-m", "data.prepare", "cc3m", f"--root={root}", f"--out={tmp_path / 'new/out'}"]
+    with subprocess.Popen(
+        [*command, "--short-side=16"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as made:
+        watchdog = threading.Timer(100, made.kill)
+        watchdog.start()
+        while not any((tmp_path / "new").glob(begun)) and made.poll() is None:
+            time.sleep(0.02)
+        os.killpg(made.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+        said = made.communicate()[1]
+        watchdog.cancel()
+    assert made.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted: what was not finished is removed" and "Traceback" not in said
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_an_evaluation_set_gets_its_annotations_and_lists(make_video, read_records, read_lines, tmp_path, monkeypatch):
