@@ -17,9 +17,12 @@ from typing import Any
 from data import array_record, output
 from data.corpora.encoding import LARGEST
 from data.texts import encodable, encodable_json
+from vlp_jax.input import arrow_cache
+from vlp_jax.input import shards as tar_shards
 from vlp_jax.input.shards import ShardSource
 from vlp_jax.input.sources import Record
 from vlp_jax.telemetry.counting import CountProgress
+from vlp_jax.types import UserError
 
 VERSION = "1.0.0"  # goes up with every change of what is stored
 SETTINGS_FILE = "shards.json"  # see data/output.py
@@ -29,8 +32,9 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
     """Writes the samples of `shards` to `out` and returns what was done, in a line.
 
     Everything is written to a sibling `<out>.<random>.tmp` and renamed at the end, so `out` is either absent or
-    complete; where it was made from the same shards already, nothing is done. Samples without media or caption, and
-    what of damaged shards could not be read, are listed in `skipped.jsonl` and counted in the line returned.
+    complete; where it was made from the same shards already (path, size and modification time of each), nothing is
+    done. Samples without media or caption, and what of damaged shards could not be read, are listed in `skipped.jsonl`
+    and counted in the line returned.
 
     Args:
       shards: a directory of .tar files, a glob, or a brace range.
@@ -39,12 +43,16 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
       split: name of the split to write.
 
     Raises:
-      UserError: as `ShardSource`; no sample is whole; or `out` holds something else.
+      UserError: as `ShardSource`; no sample is whole; or `out` holds something else, other shards among it.
     """
     out = pathlib.Path(out)
-    settings = {"input": shards, "caption_key": caption_key, "split": split, "version": VERSION}
+    settings = {"caption_key": caption_key, "split": split, "version": VERSION}
     done = output.found(out, SETTINGS_FILE, settings)
+    files = [arrow_cache.identity(shard) for shard in tar_shards._find(shards)]
     if done is not None:
+        if "shards" not in done:
+            raise UserError(f"{out} does not tell which shards it was made of: delete it or choose another --out")
+        _check_same(done["shards"], files, out)
         return f"{out} already holds these shards ({done['summary']}): nothing done"
     start = time.monotonic()
     source = ShardSource(shards, caption_key=caption_key)
@@ -59,8 +67,24 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
             (path / "skipped.jsonl").write_text(lines, encoding="utf-8")
             summary += f"; {len(skipped) - problems} samples skipped and {problems} faults of shards"
             summary += f", listed in {out / 'skipped.jsonl'}"
-        output.finish(path, out, SETTINGS_FILE, {**settings, "summary": summary})
+        output.finish(path, out, SETTINGS_FILE, {"input": shards, **settings, "summary": summary, "shards": files})
     return f"wrote {out} in {time.monotonic() - start:.0f} s: {summary}"
+
+
+def _check_same(there: list[list[Any]], asked: list[list[Any]], out: pathlib.Path) -> None:
+    """Raises UserError where the shards that `out` was made of are not those asked for; the order does not count."""
+    before, now = ({path: state for path, *state in files} for files in (there, asked))
+    differ = {
+        "changed since": [path for path in now if path in before and now[path] != before[path]],
+        "not among them": [path for path in now if path not in before],
+        "no longer asked for or there": [path for path in before if path not in now],
+    }
+    said = "; ".join(f"{len(paths)} {what}, the first {paths[0]}" for what, paths in differ.items() if paths)
+    if said:
+        raise UserError(
+            f"{out} was made of {len(before)} shards, and {len(now)} are asked for: {said}; delete it or choose "
+            "another --out"
+        )
 
 
 def _records(source: ShardSource, split: str, skipped: list[dict[str, str]]) -> Iterator[dict[str, Any]]:

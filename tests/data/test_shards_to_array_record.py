@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -104,6 +105,62 @@ def test_a_second_run_does_nothing_and_other_arguments_are_refused(shards, tmp_p
     assert sorted((p.name, p.stat().st_mtime_ns) for p in out.iterdir()) == before
     with pytest.raises(UserError, match="caption_key='' there, 'title' asked"):
         shards_to_array_record.convert(str(shards), out, caption_key="title")
+
+
+def test_the_same_shards_are_the_same_however_they_are_named(shards, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shards_to_array_record.convert(str(shards), out)
+    monkeypatch.chdir(tmp_path)
+    for name in ("shards", "shards/*.tar", str(shards / "{00..02}.tar")):
+        assert "nothing done" in shards_to_array_record.convert(name, out)
+
+
+def change(shards):
+    """Another caption of as many bytes: the tar keeps its size."""
+    os.utime(shards / "01.tar", ns=(0, 0))
+    pack(shards / "01.tar", [f"1-{i}" for i in range(5)], caption="CAPTION of {}")
+
+
+@pytest.mark.parametrize(
+    ("alter", "asked", "message"),
+    [
+        (change, "", r"made of 3 shards, and 3 are asked for: 1 changed since, the first .*shards/01\.tar; delete it"),
+        (lambda shards: pack(shards / "03.tar", ["3-0"]), "", r"and 4 are .*: 1 not among them, the first .*03\.tar;"),
+        (lambda shards: (shards / "02.tar").unlink(), "", r"and 2 are .*: 1 no longer asked for or there, .*02\.tar;"),
+        (lambda shards: None, "{00..01}.tar", r"and 2 are .*: 1 no longer asked for or there, the first .*02\.tar;"),
+    ],
+)
+def test_other_shards_than_those_that_it_was_made_of_are_refused(shards, tmp_path, alter, asked, message):
+    out = tmp_path / "out"
+    shards_to_array_record.convert(str(shards), out)
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in out.iterdir())
+    alter(shards)
+    with pytest.raises(UserError, match=message):
+        shards_to_array_record.convert(str(shards / asked), out)
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in out.iterdir()) == before
+    if not asked:
+        shards_to_array_record.convert(str(shards), tmp_path / "new")
+        assert "nothing done" in shards_to_array_record.convert(str(shards), tmp_path / "new")
+
+
+def test_a_directory_that_does_not_tell_its_shards_is_refused(shards, tmp_path):
+    out = tmp_path / "out"
+    shards_to_array_record.convert(str(shards), out)
+    settings = json.loads((out / "shards.json").read_text())
+    del settings["shards"]
+    (out / "shards.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="does not tell which shards"):
+        shards_to_array_record.convert(str(shards), out)
+
+
+def test_thousands_of_other_shards_are_counted_not_listed(shards, tmp_path):
+    out = tmp_path / "out"
+    shards_to_array_record.convert(str(shards), out)
+    for number in range(2000):
+        (shards / f"x{number:04d}.tar").symlink_to(shards / "00.tar")
+    with pytest.raises(UserError, match="2000 not among them") as caught:
+        shards_to_array_record.convert(str(shards), out)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_failure_leaves_nothing(shards, tmp_path, capsys, monkeypatch):
