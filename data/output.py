@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from data.texts import encodable
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
 

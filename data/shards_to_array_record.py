@@ -16,12 +16,12 @@ from typing import Any
 
 from data import array_record, output
 from data.corpora.encoding import LARGEST
-from data.texts import encodable, encodable_json
 from vlp_jax.input import arrow_cache
 from vlp_jax.input import shards as tar_shards
 from vlp_jax.input.shards import ShardSource
 from vlp_jax.input.sources import Record
 from vlp_jax.telemetry.counting import CountProgress
+from vlp_jax.text import encodable, encodable_json
 from vlp_jax.types import UserError
 
 VERSION = "1.0.0"  # goes up with every change of what is stored
@@ -48,7 +48,7 @@ def convert(shards: str, out: str | os.PathLike, *, caption_key: str = "", split
     out = pathlib.Path(out)
     settings = {"caption_key": caption_key, "split": split, "version": VERSION}
     done = output.found(out, SETTINGS_FILE, settings)
-    files = [arrow_cache.identity(shard) for shard in tar_shards._find(shards)]
+    files = [arrow_cache.identity(shard) for shard in tar_shards.find(shards)]
     if done is not None:
         if "shards" not in done:
             raise UserError(f"{out} does not tell which shards it was made of: delete it or choose another --out")

@@ -1,10 +1,22 @@
-"""Text as UTF-8 can hold it."""
+"""Texts as UTF-8 holds them: lone surrogates, which crash every writer, are replaced where texts and names enter."""
 
 import re
+from typing import Any
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def without_surrogates(text: str) -> str:
-    """Returns `text` with U+FFFD for each lone surrogate: JSON's "\\ud83d", or a file name that is not UTF-8."""
+def encodable(text: str) -> str:
+    r"""Replaces by U+FFFD what has no UTF-8: `\ud83d` without its partner in JSON, other bytes in a file's name."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def encodable_json(value: Any) -> Any:
+    """Replaces as `encodable` in all texts of parsed JSON, keys included."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [encodable_json(item) for item in value]
+    if isinstance(value, dict):
+        return {encodable(key): encodable_json(item) for key, item in value.items()}
+    return value

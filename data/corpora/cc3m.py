@@ -18,7 +18,7 @@ from data.corpora.corpus import (
     read_json,
     stream_present,
 )
-from data.texts import encodable
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
 NAME = "cc3m"

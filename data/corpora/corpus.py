@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from data.texts import encodable_json
+from vlp_jax.text import encodable_json
 from vlp_jax.types import UserError
 
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov")
@@ -30,7 +30,7 @@ class Clip:
     """One record to be: a video or image file, and its name.
 
     Attributes:
-      clip_id: unique within the corpus; like the caption, without lone surrogates (`data.texts`).
+      clip_id: unique within the corpus; like the caption, without lone surrogates (`vlp_jax.text`).
       path: the encoded file.
       caption: pre-training corpora only; evaluation sets keep theirs in `Corpus.annotations`.
     """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from data.corpora import corpus
-from data.texts import encodable_json
+from vlp_jax.text import encodable_json
 from vlp_jax.types import UserError
 
 Row = dict[str, Any]

@@ -11,8 +11,8 @@ from typing import Any
 from data import array_record
 from data.corpora.corpus import Clip, Corpus
 from data.corpora.encoding import Encoding, stored
-from data.texts import encodable
 from vlp_jax.telemetry.counting import CountProgress
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
 VERSION = "1.0.0"  # goes up with every change of what is stored

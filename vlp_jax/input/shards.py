@@ -17,7 +17,7 @@ import pyarrow as pa
 from vlp_jax.input import arrow_cache, tar_index
 from vlp_jax.input.per_process import PerProcess
 from vlp_jax.input.sources import Record, near
-from vlp_jax.text import without_surrogates
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
 MEDIA = ("mp4", "webm", "mkv", "avi", "mov", "jpg", "jpeg", "png", "webp")  # of several the first is taken
@@ -68,7 +68,7 @@ class ShardSource(PerProcess):
     def __init__(self, path: str, split: str = "all", *, caption_key: str = ""):
         self.name = f"{path}:{split}"
         self._caption_key = caption_key
-        self._paths = _choose(_find(path), split, path)
+        self._paths = _choose(find(path), split, path)
         self._names = _shard_names(self._paths)
         key = ["shards", [[*arrow_cache.identity(shard), _is_readable(shard)] for shard in self._paths]]
         self._rows = arrow_cache.open_rows(key, _SCHEMA, lambda: _blocks(self._paths))
@@ -201,7 +201,7 @@ def _parse(data: bytes) -> Any:
 def _text_at(sample: Any, key: str) -> str:
     """The text under `key`, '' where there is none."""
     if isinstance(sample, dict) and key in sample:
-        return without_surrogates(sample[key].strip()) if isinstance(sample[key], str) else ""
+        return encodable(sample[key].strip()) if isinstance(sample[key], str) else ""
     first, dot, rest = key.partition(".")
     return _text_at(sample[first], rest) if dot and isinstance(sample, dict) and first in sample else ""
 
@@ -209,7 +209,8 @@ def _text_at(sample: Any, key: str) -> str:
 # --- Which shards -----------------------------------------------------------------------------------------------------
 
 
-def _find(path: str) -> list[str]:
+def find(path: str) -> list[str]:
+    """The shards that `config.input.path` names, in their order; see `ShardSource`."""
     where = f"config.input.path = {path!r}"
     if os.path.isdir(path):
         names = sorted(os.listdir(path))

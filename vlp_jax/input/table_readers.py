@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from vlp_jax.text import without_surrogates
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -241,7 +241,7 @@ def _to_cell(file: str, number: int, name: str, value: Any, replaced: Replaced) 
     if value is None:
         return ""
     if isinstance(value, str):
-        text = without_surrogates(value)
+        text = encodable(value)
         if text is not value and text != value:
             replaced.add(file, lambda: number)
         return text
