@@ -7,7 +7,7 @@ WORKDIR ?= runs/quickstart
 # Huge pages for XLA's temporary memory on CPUs; the binaries would set it themselves by starting twice.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test lint format bench gpu tpu
+.PHONY: quickstart test test-beam lint format bench gpu tpu
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vlp_jax needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -33,6 +33,12 @@ quickstart: $(VENV)/installed $(DATA)/tokenizer.model
 
 test: $(VENV)/installed-test lint
 	$(RUN) -m pytest tests -n 2 --dist loadfile
+
+# In an environment of its own, because Apache Beam pins versions of other packages.
+test-beam:
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/pip install --quiet --disable-pip-version-check -e .[beam] pytest hypothesis
+	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

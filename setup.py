@@ -34,7 +34,7 @@ setup(
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "beam": ["apache-beam>=2.77"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "transformers", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
         "notebook": ["jupyterlab"],
         "versus": ["torch", "transformers"],
     },
