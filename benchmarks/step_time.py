@@ -2,8 +2,8 @@
 
 Both train the same batch in turn, in one process, with the machine's own large matrix product timed in between, so
 that a busy machine slows all three alike; medians are printed. FLOPs are those of the whole step, counted on its
-jaxpr, a scan's body as often as it runs. SMAUG's step is the masked one; `tiny` and `small` train the last fifth of a run
-on whole clips, which costs more. The last line is one JSON object:
+jaxpr, a scan's body as often as it runs. SMAUG's step is the masked one; `tiny` and `small` train the last fifth of a
+run on whole clips, which costs more. The last line is one JSON object:
 
   flops_ratio    SMAUG's FLOPs over dense
   wall_ratio     SMAUG's median seconds over dense

@@ -10,10 +10,10 @@ BERT-base-sized text with 9 + 3 layers), `large` (ViT-L/16); each also as `tiny_
 
 The paper gives no mask ratio, keep rate or number of kept frames. R@1 of 256 unseen clips after 120 s of training
 `tiny` (benchmarks/equal_time.py, mean of both directions): dense 50.2 (48.0 to 53.1, three seeds), SMAUG at mask ratio
-0.4 51.0 (50.0 to 52.0, three seeds); with one seed 47.1 at 0.6 and 44.5 at 0.75, and at 0.6 44.1 without pruning; at 0.4
-48.2 with keep rate 0.5 (two seeds), 49.8 with 3 and 52.5 with all 4 frames kept (one seed, as 2 frames' 51.0). Hence 0.4,
-keep rate 0.7 and 2 of 4 frames in `tiny` and `small`. Objects there are small and brief. `base` and `large` keep MAE's
-0.75, unmeasured on real clips, and follow Singularity's optimisation and EViT's pruning layers (inferred).
+0.4 51.0 (50.0 to 52.0, three seeds); with one seed 47.1 at 0.6 and 44.5 at 0.75, and at 0.6 44.1 without pruning; at
+0.4 48.2 with keep rate 0.5 (two seeds), 49.8 with 3 and 52.5 with all 4 frames kept (one seed, which has 51.0 with 2).
+Hence 0.4, keep rate 0.7 and 2 of 4 frames in `tiny` and `small`. Objects there are small and brief. `base` and `large`
+keep MAE's 0.75, unmeasured on real clips, and follow Singularity's optimisation and EViT's pruning layers (inferred).
 """
 
 from vlp_jax.config import defaults, update
