@@ -69,10 +69,10 @@ def test_failure_leaves_nothing_behind(root, tmp_path, monkeypatch):
 def test_ctrl_c_ends_the_command_and_its_processes_in_one_line_and_leaves_nothing(root, tmp_path, begun):
     (root / "Train_GCC-training.tsv").write_text("first\ta.jpg\nsecond\tb.jpg\n" * 10_000)
     command = [sys.executable, "-m", "data.prepare", "cc3m", f"--root={root}", f"--out={tmp_path / 'new/out'}"]
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job is started deaf to Ctrl-C
-    with subprocess.Popen(
-        [*command, "--short-side=16"], stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
-    ) as made:
+    # A background job is started deaf to Ctrl-C, and its children inherit that.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", heed, *command, "--short-side=16"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as made:
         watchdog = threading.Timer(100, made.kill)
         watchdog.start()
         while not any((tmp_path / "new").glob(begun)) and made.poll() is None:

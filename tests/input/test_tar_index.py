@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import tarfile
@@ -161,7 +162,8 @@ def test_no_bytes_make_it_crash(tmp_path, data, flips):
     whole = pack(tmp_path / "w.tar", [("a" * 200 + ".mp4", b"x" * 700), ("b.txt", b"")]).read_bytes()
     for content in (data, whole[:512] + data):
         (tmp_path / "t.tar").write_bytes(content)
-        walk(tmp_path / "t.tar")
+        with contextlib.suppress(tar_index.Compressed):  # three bytes make an archive of another kind
+            walk(tmp_path / "t.tar")
     flipped = bytearray(whole)
     for place in flips:
         flipped[place] ^= 0x41
