@@ -1,6 +1,7 @@
 """Evaluates a checkpoint: `python -m vlp_jax.evaluate --workdir DIR --task retrieval`.
 
-The model, its sizes and its tokenizer come from the workdir's own saved config; flags choose what to evaluate on.
+The model and its sizes come from the checkpoint's own config, the tokenizer from the workdir; flags choose what to
+evaluate on.
 """
 
 import json

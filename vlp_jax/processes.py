@@ -1,9 +1,12 @@
 """Worker processes; light to import, because they load it themselves."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Iterator
 
 
 def end_with_parent() -> None:
@@ -18,8 +21,43 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def pool(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    """Returns an executor of `count` processes that do not outlive this one."""
-    # spawn: forking a process that runs threads (those of TFDS and Arrow) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent)
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off; a process started meanwhile is deaf to it, until it unblocks the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signals, and only it gets them
+        return
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, which the handler is not
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Pool(concurrent.futures.ProcessPoolExecutor):
+    """An executor whose processes do not outlive this one, and end without a traceback at Ctrl-C.
+
+    Leaving its `with` block drops what has not begun.
+    """
+
+    def __init__(self, count: int):
+        # spawn: forking a process that runs threads (those of TFDS and Arrow) can deadlock.
+        super().__init__(count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+    def submit(self, fn, /, *args, **kwargs):
+        with uninterrupted():  # it may start a process, which would complain of an interrupted import
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

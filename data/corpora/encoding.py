@@ -5,13 +5,10 @@ Apart from writer.py, because the processes load this module, and TFDS takes a s
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
@@ -57,11 +54,11 @@ def stored_bytes(clip: Clip, encoding: Encoding) -> tuple[bytes, str]:
 
 def stored(clips: Iterable[Clip], encoding: Encoding, workers: int) -> Iterator[tuple[Clip, bytes, str]]:
     """Yields `stored_bytes` of each clip, in order; few at a time are in memory."""
-    task = functools.partial(_in_worker if encoding else stored_bytes, encoding=encoding)
+    task = functools.partial(stored_bytes, encoding=encoding)
 
     def start() -> concurrent.futures.Executor:
         # Processes, because a damaged file may end the one that decodes it.
-        return processes.pool(workers) if encoding else concurrent.futures.ThreadPoolExecutor(workers)
+        return processes.Pool(workers) if encoding else concurrent.futures.ThreadPoolExecutor(workers)
 
     clips = iter(clips)
     window: collections.deque[tuple[Clip, concurrent.futures.Future]] = collections.deque()
@@ -84,39 +81,13 @@ def stored(clips: Iterable[Clip], encoding: Encoding, workers: int) -> Iterator[
         executor.shutdown(cancel_futures=True)
 
 
-def _in_worker(clip: Clip, encoding: Encoding) -> tuple[bytes, str]:
-    """As `stored_bytes`, in a process that Ctrl-C, which reaches it too, ends without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return stored_bytes(clip, encoding)
-
-
 def _submit(executor: concurrent.futures.Executor, task: Callable, clip: Clip) -> concurrent.futures.Future:
     try:
-        with _uninterrupted():  # it may start a process, which half started would complain
-            return executor.submit(task, clip)
+        return executor.submit(task, clip)
     except BrokenProcessPool as e:  # another clip ended its process; this one gets its turn again
         future: concurrent.futures.Future = concurrent.futures.Future()
         future.set_exception(e)
         return future
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C off; a process started meanwhile is deaf to it while it imports, until `_in_worker`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, which the handler is not
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if received:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _is_sound(future: concurrent.futures.Future) -> bool:
@@ -125,7 +96,7 @@ def _is_sound(future: concurrent.futures.Future) -> bool:
 
 def _alone(task: Callable, clip: Clip) -> tuple[bytes, str]:
     """Does `task` in a process of its own: of all clips in work when one died, this tells which it was."""
-    with processes.pool(1) as executor:
+    with processes.Pool(1) as executor:
         try:
             executor.submit(os.getpid).result()
         except BrokenProcessPool as e:

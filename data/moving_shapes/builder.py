@@ -56,7 +56,7 @@ def prepare(out: str | os.PathLike, settings: Settings, workers: int = 1) -> str
     plan = scenes.plan(settings.counts(), settings.seed)
     start = time.monotonic()
     with output.partial_directory(out) as partial:
-        with processes.pool(workers) if workers > 1 else contextlib.nullcontext() as executor:
+        with processes.Pool(workers) if workers > 1 else contextlib.nullcontext() as executor:
             clips = _Clips(plan, executor)
             finished = (_write_tfds if settings.format == "tfds" else _write_folder)(partial, clips)
         test = [scene for scene in plan if scene.split == "test"]

@@ -5,13 +5,12 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
-import signal
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from multiprocessing import connection
 from typing import Any
 
+from vlp_jax import processes
 from vlp_jax.input import video
 from vlp_jax.input.decoder import MAX_PIXELS, Reader
 from vlp_jax.input.sources import Source
@@ -88,18 +87,6 @@ def examine(parts: tuple[Part, ...], part: int, number: int) -> Finding:
     return found
 
 
-@contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signals, and only it gets them
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def scan(parts: tuple[Part, ...], records: Iterable[tuple[int, int]], workers: int) -> Generator[Finding, None, None]:
     """Examines records, `(part, number)` each, and yields what was found, in the order in which it is found.
 
@@ -138,8 +125,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._parts), daemon=True)
-        # Ctrl-C reaches all processes, and this one ends the others; they ignore it from their first moment on.
-        with _ignored_interrupts():
+        # Ctrl-C reaches all processes, and this one ends the others; they are deaf to it from their first moment on.
+        with processes.uninterrupted():
             self._process.start()
         theirs.close()  # so that the pipe ends with the process
         self._is_ready = False
