@@ -95,11 +95,7 @@ def _records(source: ShardSource, split: str, skipped: list[dict[str, str]]) -> 
         if reason:
             skipped.append({"clip_id": record.clip_id, "reason": reason})
         else:
-            yield {
-                "video": record.video,
-                "caption": encodable(record.caption),
-                "clip_id": encodable(record.clip_id),
-            }
+            yield {"video": record.video, "caption": encodable(record.caption), "clip_id": encodable(record.clip_id)}
         progress.add()
     progress.close()
 

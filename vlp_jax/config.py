@@ -4,10 +4,12 @@ A config file starts from `defaults()` and changes what differs. Each binary cal
 work.
 """
 
+import contextlib
 import difflib
 import fractions
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -245,6 +247,19 @@ def add_source(config: ml_collections.ConfigDict, name: str, *, weight: float, *
     with config.unlocked():
         config.mixture[name] = ml_collections.ConfigDict({**own, "weight": float(weight)})
         config.mixture[name].update(values)
+
+
+@contextlib.contextmanager
+def errors_of_source(name: str) -> Iterator[None]:
+    """Names the source of `config.mixture` in a UserError; does nothing for '', the single source without a name."""
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        raise UserError(
+            f"source {name!r} of config.mixture, whose own values are config.mixture.{name}.*: {error}"
+        ) from error
 
 
 def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:

@@ -229,12 +229,10 @@ def _validate_mixture(c):
         own = c.copy_and_resolve_references()
         own.input = config_lib.source_input(c, name)
         own.mixture = ml_collections.ConfigDict()
-        try:
+        with config_lib.errors_of_source(name):
             if not 0 < c.mixture[name].weight < math.inf:
                 raise UserError(f"weight = {c.mixture[name].weight}: expected a finite number above 0")
             slots = config_lib.grid(own)[0]
             # Fewer frames than the selector keeps are all kept.
             own.model.selection.frames = min(c.model.selection.frames, slots) if slots > 1 else 0
             validate(own)
-        except UserError as error:
-            raise UserError(f"source {name!r} of config.mixture: {error}") from None

@@ -13,7 +13,6 @@ import numpy as np
 
 from vlp_jax import config as config_lib
 from vlp_jax.input import sources
-from vlp_jax.types import UserError
 
 
 def schedule(weights: tuple[float, ...], steps: int) -> np.ndarray:
@@ -90,9 +89,7 @@ def open_mixture(config: ml_collections.ConfigDict) -> Mixture:
     parts = []
     for name in sorted(config.mixture):
         own = config_lib.source_input(config, name)
-        try:
+        with config_lib.errors_of_source(name):
             source = sources.open_source(own)
-        except UserError as error:
-            raise UserError(f"source {name!r} of config.mixture: {error}") from error
         parts.append(Part(name, own, source, config.mixture[name].weight))
     return Mixture(tuple(parts))

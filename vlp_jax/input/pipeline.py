@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from vlp_jax import config as config_lib
 from vlp_jax import processes
 from vlp_jax.input import video
 from vlp_jax.input.mixture import Mixture, Part
@@ -135,15 +136,8 @@ def evaluation_batches(
 def probe(mixture: Mixture) -> None:
     """Probes each source of a run, see `probe_source`."""
     for part in mixture.parts:
-        try:
+        with config_lib.errors_of_source(part.name):
             probe_source(part.config, part.source)
-        except UserError as error:
-            if not part.name:
-                raise
-            knobs = f"config.mixture.{part.name}."
-            raise UserError(
-                f"source {part.name!r} of config.mixture: {str(error).replace('config.input.', knobs)}"
-            ) from error
 
 
 def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
@@ -195,10 +189,8 @@ def _origin(record: Record, source: Source) -> str:
 
 def _hash31(text: str) -> int:
     """A number in `[0, 2**31)` that is the same in every process and run."""
-    return (
-        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
-        & 0x7FFFFFFF
-    )
+    data = text.encode("utf-8", "surrogatepass")  # an id may be the name of a file
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little") & 0x7FFFFFFF
 
 
 @dataclasses.dataclass

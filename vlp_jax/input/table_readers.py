@@ -242,7 +242,7 @@ def _to_cell(file: str, number: int, name: str, value: Any, replaced: Replaced) 
         return ""
     if isinstance(value, str):
         text = encodable(value)
-        if text is not value and text != value:
+        if text != value:
             replaced.add(file, lambda: number)
         return text
     if isinstance(value, (int, float)):
