@@ -19,7 +19,7 @@ import sentencepiece
 from vlp_jax.files import write_atomically
 from vlp_jax.input import table_readers
 from vlp_jax.input.shards import ShardSource
-from vlp_jax.input.sources import require
+from vlp_jax.input.sources import annotation_tables, require
 from vlp_jax.types import UserError
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # ids; [CLS], [SEP] and [MASK] are control symbols, which no text can produce
@@ -140,10 +140,8 @@ def _read_tfds(path: pathlib.Path, split: str) -> list[str]:
 
     builder = tfds.builder_from_directory(path)
     if split not in builder.info.splits:
-        tables = [file.name for file in sorted(path.glob("*.jsonl"))] if "clips" in builder.info.splits else []
-        hint = (
-            f"; the captions of an evaluation set are in tables beside it: --input {path / tables[0]}" if tables else ""
-        )
+        tables = [str(path / f"{name}.jsonl") for name in annotation_tables(path)]
+        hint = f"; the captions of an evaluation set are in tables: --input {' or '.join(tables)}" if tables else ""
         raise UserError(f"--split {split!r}: {path} has {', '.join(builder.info.splits)}{hint}")
     if "caption" not in builder.info.features:
         raise UserError(f"--input {path}: expected a feature `caption`, found {', '.join(builder.info.features)}")

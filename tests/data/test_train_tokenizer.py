@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import array_record
 from data.moving_shapes import builder
 from data.train_tokenizer import main, read_captions, train
 from vlp_jax.types import UserError
@@ -199,3 +200,15 @@ def test_tables_and_shards_give_the_captions_that_training_reads(tmp_path, capsy
     assert read_captions(tmp_path / "a.tar", caption_key="text") == captions
     with pytest.raises(UserError, match="no column 'caption', only clip, text, split"):
         read_captions(tmp_path / "a.jsonl")
+
+
+def test_an_evaluation_sets_captions_are_said_to_be_in_its_tables(tmp_path):
+    out = tmp_path / "set"
+    array_record.write(tmp_path, "some", "1.0.0", {"clips": lambda: [{"video": b"-", "caption": "", "clip_id": "a"}]})
+    (tmp_path / "some" / "1.0.0").rename(out)
+    (out / "clips.txt").write_text("a\n")
+    (out / "missing.jsonl").write_text('{"clip_id": "b"}\n')
+    (out / "val.jsonl").write_text('{"clip_id": "a", "caption": "a cat"}\n')
+    with pytest.raises(UserError, match=r"has clips; .* in tables: --input \S*val\.jsonl$"):
+        read_captions(out)
+    assert read_captions(out / "val.jsonl") == ["a cat"]

@@ -121,7 +121,7 @@ class TfdsSource(PerProcess):
             )
         require(sorted(info.features), ("video", "caption", "clip_id"), f"config.input.path = {path!r}", "feature")
         self._rows: Any = None  # of the annotation table
-        tables = [] if split in info.splits else _annotation_tables(directory)
+        tables = [] if split in info.splits else annotation_tables(directory)
         if split in tables:
             self._open_annotations(directory, split, info)
             return
@@ -182,7 +182,7 @@ class TfdsSource(PerProcess):
         return Record(row["video"], annotation["caption"], span_id(clip_id, span), span)
 
 
-def _annotation_tables(directory: pathlib.Path) -> list[str]:
+def annotation_tables(directory: pathlib.Path) -> list[str]:
     """Names of the tables of captions: `<name>.jsonl` beside a `clips.txt`, whose rows have a clip_id and a caption."""
     if not (directory / "clips.txt").is_file():
         return []
