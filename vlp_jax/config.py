@@ -73,6 +73,27 @@ def defaults() -> ml_collections.ConfigDict:
     i.max_pixels = 2**26  # clips with larger pictures are invalid, before memory is taken for them; height x width
     i.max_bad_share = 0.05  # the run stops when more than this share of the examples seen did not decode
 
+    # table: columns of a task (`config.task.kind`); captions' column holds the question. The annotation tables of tfds
+    # have the names question, answer, options, type and label.
+    i.answer_column = ""  # the answer, the number of the true option, or the class
+    i.options_column = ""  # multiple choice: a JSON list of texts
+    i.type_column = ""  # the question's type, by which accuracy is split; "" for none
+    # What is taken away from every example, for baselines and tests: "" (nothing) | video (grey frames, a text-only
+    # baseline) | text (an empty question, a video-only baseline) | order (frames shuffled, HiTeA's test).
+    i.ablate = ""
+
+    # -- Task: what is trained, and what `evaluate` measures by default.
+    c.task = a = ml_collections.ConfigDict()
+    # pretrain (the recipe's own loss; retrieval is fine-tuned so) | question_answering | multiple_choice |
+    # classification
+    a.kind = "pretrain"
+    a.head = "decoder"  # question_answering: decoder (ranks the answers by likelihood) | classifier (over the answers)
+    # question_answering, classification: the answers, a .json list or a .jsonl table with a column `answer`; a name
+    # without a folder lies beside the dataset. "" takes the training split's own, most frequent first.
+    a.answers = ""
+    a.max_answer_tokens = 5  # question_answering: longer answers are cut and counted; [CLS] and [SEP] included
+    a.shortlist = 128  # question_answering, decoder: answers ranked by their first token that are then scored in full
+
     # -- Mixture: several training sources by name, each made by `add_source`; empty: `input` alone. Evaluation reads
     # `input`.
     c.mixture = ml_collections.ConfigDict()
@@ -94,8 +115,14 @@ def defaults() -> ml_collections.ConfigDict:
     v.mlp_ratio = 4.0  # hidden width of the MLP over D
     v.attention = "frame"  # frame (tokens see their own frame) | joint (tokens see the whole clip)
     v.pool = "cls"  # cls | mean: what of each frame becomes the clip's embedding
-    # sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
+    # sincos (fixed, added to the patches) | relative (BEiT's learned bias in every attention inside a frame)
+    v.positions = "sincos"
+    # none | sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
     v.time_positions = "sincos"
+    v.temporal_attention = False  # attention over time at each location in every block, from zero (VindLU)
+
+    m.temporal = q = ml_collections.ConfigDict()
+    q.layers = 0  # blocks over time at each location, after the video encoder (Singularity-temporal has 2)
 
     m.masking = k = ml_collections.ConfigDict()
     k.kind = (
@@ -136,6 +163,8 @@ def defaults() -> ml_collections.ConfigDict:
     f.layers = 3  # text layers with cross-attention to the kept video tokens
 
     m.projection = 256  # width of the shared embedding space
+    # clip (cosine of the mean over the frames) | frames (mean over the frames of each one's cosine)
+    m.similarity = "clip"
     m.temperature = 0.07  # initial contrastive temperature, learned, clamped to [0.001, 0.5]
     m.attention_kernel = "xla"  # xla | cudnn (NVIDIA GPU, bfloat16)
     m.remat = "none"  # none | dots (keep matmul outputs) | full: what is recomputed in the backward pass
@@ -157,6 +186,9 @@ def defaults() -> ml_collections.ConfigDict:
     o.b2 = 0.999
     o.weight_decay = 0.02  # decoupled; none on biases, norms, positions and the temperature
     o.clip_norm = 1.0  # global gradient norm; 0 switches clipping off
+    # Regular expressions that match whole parameter paths: only these train, e.g. ("head/.*",) for a linear probe; ()
+    # trains all.
+    o.trainable = ()
     o.ema_decay = 0.0  # exponential moving average of the parameters, used by evaluation; 0 switches it off
 
     # -- Mesh: sizes of the axes; their product is the number of devices, one may be -1 (the rest).
@@ -182,6 +214,13 @@ def defaults() -> ml_collections.ConfigDict:
     e.every_steps = 0  # retrieval on `validation_split` during training; 0 never
     e.validation_split = "validation"
     e.rerank = 0  # candidates of each query re-scored by the matching head; 0 ranks by the dual encoder alone
+    e.frames = 0  # frames of a clip at test; 0 as in training. Temporal positions are interpolated.
+    # singularity, matching of several frames: concat (one fusion over all of them) | mean, max, lse of a score for each
+    e.ensemble = "concat"
+    # Metric of the validation split whose best checkpoint is kept in WORKDIR/best, e.g. text_to_video/R@1, accuracy; ""
+    # keeps none. Needs every_steps.
+    e.select_by = ""
+    e.bootstrap = 1000  # resamples behind the 95% intervals; 0 for none
     c.lock()
     return c
 

@@ -36,6 +36,10 @@ class Batch:
         are folded from it, so masks do not depend on the number of devices or hosts.
       positive_id: int32 `[B]`; two rows with the same number are positives of each other (the same clip, or the same
         caption where `input.positives = 'caption'`).
+      targets: what a task asks for besides the text, by name; {} in pre-training. int32 and bool arrays:
+        `question_answering` (text_ids is the question): label `[B]`, the answer's number in the answer list, -1 where
+        it is not in the list; answer_ids, answer_mask `[B, La]`, its tokens. `multiple_choice`: option_ids, option_mask
+        `[B, O, L]`, label `[B]`, the true option. `classification`: label `[B]`, -1 for an unknown class.
     """
 
     video: Any
@@ -44,6 +48,7 @@ class Batch:
     valid: Any
     index: Any
     positive_id: Any
+    targets: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,13 @@ _CHOICES = {
     "input.positives": ("clip", "caption"),
     "model.vision.attention": ("frame", "joint"),
     "model.vision.pool": ("cls", "mean"),
-    "model.vision.time_positions": ("sincos", "learned"),
+    "model.vision.positions": ("sincos", "relative"),
+    "model.vision.time_positions": ("none", "sincos", "learned"),
+    "model.similarity": ("clip", "frames"),
+    "input.ablate": ("", "video", "text", "order"),
+    "task.kind": ("pretrain", "question_answering", "multiple_choice", "classification"),
+    "task.head": ("decoder", "classifier"),
+    "evaluation.ensemble": ("concat", "mean", "max", "lse"),
     "model.masking.kind": ("none", "random", "tube", "block", "frame"),
     "model.decoder.source": ("before_pruning", "survivors"),
     "model.decoder.attention": ("frame", "joint"),
@@ -52,6 +58,9 @@ _RANGES = {
     "optimizer.ema_decay": (0, True, 1, False),
     "evaluation.every_steps": (0, True, None, True),
     "evaluation.rerank": (0, True, None, True),
+    "evaluation.frames": (0, True, None, True),
+    "evaluation.bootstrap": (0, True, None, True),
+    "model.temporal.layers": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
     "loss.vtm": (0, True, None, True),
     "loss.mlm": (0, True, None, True),
@@ -63,7 +72,8 @@ _POSITIVE = (
     "input.prefetch model.vision.patch_size model.vision.tubelet model.vision.width model.vision.layers "
     "model.vision.heads model.vision.mlp_ratio model.decoder.width model.decoder.layers model.decoder.heads "
     "model.text.width model.text.layers model.text.heads model.text.mlp_ratio model.fusion.layers model.projection "
-    "checkpoint.every_steps checkpoint.keep evaluation.batch_size input.max_pixels"
+    "checkpoint.every_steps checkpoint.keep evaluation.batch_size input.max_pixels task.max_answer_tokens "
+    "task.shortlist"
 ).split()
 
 
@@ -75,16 +85,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """
     _validate_values(config)
     for pattern in config.init_may_differ:
-        try:
-            re.compile(pattern)
-        except re.error as e:
-            raise UserError(
-                f"config.init_may_differ holds {pattern!r}: expected a regular expression that matches whole parameter "
-                f"paths, but {e}"
-            ) from e
+        _check_pattern("init_may_differ", pattern)
     _validate_length(config)
     _validate_input(config)
     _validate_model(config)
+    _validate_task(config)
     _validate_mixture(config)
 
 
@@ -195,6 +200,17 @@ def _validate_model(c):
                 f"config.model.masking.{name} = {m.masking[name]} with config.model.masking.kind = 'none', which hides "
                 f"nothing: set model.masking.{name}=0, or choose another kind"
             )
+    if m.vision.positions == "relative" and m.vision.attention == "joint":
+        raise UserError(
+            "config.model.vision.positions = 'relative' with config.model.vision.attention = 'joint': the bias is "
+            "defined inside a frame; set attention=frame, or positions=sincos"
+        )
+    if m.vision.temporal_attention and (m.masking.kind not in ("none", "tube") or m.pruning.layers):
+        raise UserError(
+            f"config.model.vision.temporal_attention with masking kind {m.masking.kind!r} and pruning layers "
+            f"{tuple(m.pruning.layers)}: attention over time needs the same patches in every frame; set masking.kind "
+            "to none or tube, and pruning.layers=()"
+        )
     if m.attention_kernel == "cudnn" and c.compute_dtype == "float32":
         raise UserError(
             "config.model.attention_kernel = 'cudnn' with config.compute_dtype = 'float32': cuDNN's attention takes "
@@ -222,6 +238,34 @@ def _validate_model(c):
         )
     if not any(c.loss.values()):
         raise UserError("every weight in config.loss is 0: there is nothing to train")
+
+
+def _validate_task(c):
+    for pattern in c.optimizer.trainable:
+        _check_pattern("optimizer.trainable", pattern)
+    if c.task.kind == "question_answering" and c.task.max_answer_tokens < 3:
+        raise UserError(
+            f"config.task.max_answer_tokens = {c.task.max_answer_tokens}: expected at least 3, [CLS], a word and [SEP]"
+        )
+    if c.evaluation.frames % c.model.vision.tubelet:
+        raise UserError(
+            f"config.evaluation.frames = {c.evaluation.frames} is not a multiple of config.model.vision.tubelet = "
+            f"{c.model.vision.tubelet}"
+        )
+    if c.evaluation.select_by and not c.evaluation.every_steps:
+        raise UserError(
+            f"config.evaluation.select_by = {c.evaluation.select_by!r} with config.evaluation.every_steps = 0: nothing "
+            "is measured during training; set every_steps, or select_by to ''"
+        )
+
+
+def _check_pattern(key, pattern):
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise UserError(
+            f"config.{key} holds {pattern!r}: expected a regular expression that matches whole parameter paths, but {e}"
+        ) from e
 
 
 def _validate_mixture(c):

@@ -221,7 +221,7 @@ def test_training_tries_every_frame_and_evaluation_keeps_the_best(model, batch):
     def select(params, video, keys):
         module = nnx.merge(graph, params)
         encoded = module.vision(video)
-        return module._select(encoded, texts, clip, keys)[0], module._select(encoded, texts, clip, None)[0]
+        return module.select(encoded, texts, clip, keys)[0], module.select(encoded, texts, clip, None)[0]
 
     tried, best = jax.jit(select)(params, batch("sparse").video[:1], jax.random.split(jax.random.key(0), 200))
     assert {tuple(row) for row in np.asarray(tried).tolist()} == {(0, 1), (0, 2), (1, 2)}
@@ -365,12 +365,12 @@ def test_a_reconstruction_reports_the_choices_of_training(model, loss, call, bat
 # --- Golden numbers ---------------------------------------------------------------------------------------------------
 
 GOLDEN = {
-    "mlm": 4.12964,
+    "mlm": 4.17165,
     "mvm": 1.13801,
     "vtc": 4.72685,
-    "vtm": 1.00171,
-    "loss": 10.9962,
-    "gradient norm": 120.977,
+    "vtm": 0.920858,
+    "loss": 10.9574,
+    "gradient norm": 128.11,
     "mlm count": 10.0,
     "mvm count": 96.0,
     "vtc count": 8.0,

@@ -20,15 +20,24 @@ class Record:
 
     Attributes:
       video: the encoded file's bytes, or its path.
-      caption: the text; '' where there is none, which makes the example a bad one.
+      caption: the text; '' where there is none, which makes a captioned example a bad one. A question's text.
       clip_id: names the clip; records with the same name are captions of the same clip.
       span: (start, end) of the clip inside the file, seconds; the end may be infinite. None for all of it.
+      question_id: names a question or choice; '' for captions.
+      answer: of a question, its words; of a choice, the number of the true option as text; of a labelled clip, its
+        class. '' where the row has none.
+      options: texts of a multiple choice.
+      type: of a question, by which accuracy is split; ''.
     """
 
     video: bytes | str
     caption: str
     clip_id: str
     span: tuple[float, float] | None = None
+    question_id: str = ""
+    answer: str = ""
+    options: tuple[str, ...] = ()
+    type: str = ""
 
 
 def span_id(clip_id: str, span: tuple[float, float] | None) -> str:

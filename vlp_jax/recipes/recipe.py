@@ -11,6 +11,7 @@ import jax
 import ml_collections
 from flax import nnx
 
+from vlp_jax import config as config_lib
 from vlp_jax.types import Batch, Outputs, UserError
 
 RECIPES = {"smaug": "Smaug"}
@@ -25,9 +26,11 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class DualEncoder(Protocol):
-    """Embeds clips and texts apart, `[B, E]` of unit length each: retrieval, search, zero-shot."""
+    """Embeds clips and texts apart, `[B, E]`, dot products being similarities: retrieval, search, zero-shot."""
 
     def embed_video(self, video: Any) -> jax.Array: ...
+
+    def embed_clip(self, clips: Any) -> jax.Array: ...
 
     def embed_text(self, ids: Any, mask: Any) -> jax.Array: ...
 
@@ -44,22 +47,52 @@ class Matcher(Protocol):
 
 
 @runtime_checkable
+class Fuser(Protocol):
+    """Fuses (clip, text) pairs, `[P, L, D]`: what heads for questions, choices and classes stand on."""
+
+    def encode_clip(self, video: Any) -> Any: ...
+
+    def encode_text(self, ids: Any, mask: Any) -> jax.Array: ...
+
+    def fuse(self, clips: Any, clip_P: Any, words: Any, mask: Any) -> jax.Array: ...
+
+
+@runtime_checkable
+class FeatureEncoder(Protocol):
+    """Encodes clips alone: `encode_video(video).tokens` is `[B, T, S, D]`, the CLS of each frame first: probes."""
+
+    def encode_video(self, video: Any) -> Any: ...
+
+
+@runtime_checkable
 class Reconstructor(Protocol):
     """Rebuilds hidden pixels and reports what was hidden and kept: pictures, analysis."""
 
     def reconstruct(self, batch: Batch, key: jax.Array) -> Any: ...
 
 
-def build(config: ml_collections.ConfigDict, tokenizer: Any, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds the recipe that `config.recipe` names.
+def load(config: ml_collections.ConfigDict) -> Any:
+    """The class of the recipe that `config.recipe` names.
 
     Raises:
-      UserError: there is no such recipe.
+      UserError: there is no such recipe, or a knob that it has no use for is set.
     """
     if config.recipe not in RECIPES:
         raise UserError(f"config.recipe = {config.recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
-    module = importlib.import_module(f"vlp_jax.recipes.{config.recipe}")
-    return getattr(module, RECIPES[config.recipe])(config, tokenizer, rngs=rngs)
+    kind = getattr(importlib.import_module(f"vlp_jax.recipes.{config.recipe}"), RECIPES[config.recipe])
+    values = config_lib.leaves(config)
+    for key, only in kind.FIXED.items():
+        if values[key] != only:
+            raise UserError(
+                f"config.{key} = {values[key]!r}: the recipe {config.recipe!r} has no such part; set it to {only!r}, "
+                "or choose another config.recipe"
+            )
+    return kind
+
+
+def build(config: ml_collections.ConfigDict, tokenizer: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds the recipe that `config.recipe` names; raises as `load`."""
+    return load(config)(config, tokenizer, rngs=rngs)
 
 
 def require(model: Any, capability: type, purpose: str) -> None:
