@@ -50,12 +50,16 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
+def images(name: str) -> dict[str, Any]:
+    """What a source's own values are: images are videos of one frame."""
+    return {"frames": 1} if name == "cc3m" else {}
+
+
 def get_config(arg: str = "stage1"):
     """Returns the config of `stage1` or `stage2`."""
     if arg not in STAGES:
         raise UserError(f"configs/smaug_5m.py:{arg}: expected one of {', '.join(STAGES)}")
     config = update(smaug.get_config("base"), {**COMMON, **STAGES[arg], "name": f"smaug-5m-{arg}"})
     for name, size in SIZES.items():
-        images = {"frames": 1} if name == "cc3m" else {}
-        add_source(config, name, weight=size, path=f"datasets/{name}", **images)
+        add_source(config, name, weight=size, path=f"datasets/{name}", **images(name))
     return config

@@ -205,6 +205,11 @@ def _validate_model(c):
             "config.model.vision.positions = 'relative' with config.model.vision.attention = 'joint': the bias is "
             "defined inside a frame; set attention=frame, or positions=sincos"
         )
+    if m.vision.positions == "relative" and m.pruning.fused_token:
+        raise UserError(
+            "config.model.vision.positions = 'relative' with config.model.pruning.fused_token: a token fused of many "
+            "patches has no place; set fused_token=False, or positions=sincos"
+        )
     if m.vision.temporal_attention and (m.masking.kind not in ("none", "tube") or m.pruning.layers):
         raise UserError(
             f"config.model.vision.temporal_attention with masking kind {m.masking.kind!r} and pruning layers "

@@ -280,7 +280,7 @@ def test_smaug_offers_every_capability(model):
 
 
 def test_an_unknown_recipe_is_refused(tiny_config, fake_tokenizer):
-    with pytest.raises(UserError, match=re.escape("'smug': expected one of smaug")):
+    with pytest.raises(UserError, match=re.escape("'smug': expected one of singularity, smaug, vindlu")):
         recipe.build(tiny_config({"recipe": "smug"}), fake_tokenizer, nnx.Rngs(0))
 
 

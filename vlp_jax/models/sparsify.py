@@ -11,7 +11,7 @@ from vlp_jax.masking import gather_tokens
 from vlp_jax.models import layers
 
 
-def cls_scores(q_cls_BxTxAxDh, k_BxTxSxAxDh, own_frame_only: bool):
+def cls_scores(q_cls_BxTxAxDh, k_BxTxSxAxDh, own_frame_only: bool, bias=None):
     """How much the CLS token of each frame attends to that frame's tokens (EViT, section 3.2).
 
     a_s = mean over heads of softmax(q_cls K / sqrt(Dh))_s.
@@ -19,6 +19,8 @@ def cls_scores(q_cls_BxTxAxDh, k_BxTxSxAxDh, own_frame_only: bool):
     Args:
       k_BxTxSxAxDh: keys of every token of each frame, the CLS itself first.
       own_frame_only: normalise over the frame's own tokens (per-frame attention), else over the whole clip (joint).
+      bias: float32, broadcastable to `[B, T, A, S]`, what the attention adds to the CLS's logits (`own_frame_only`);
+        None for nothing.
 
     Returns:
       float32 `[B, T, S]`; no gradient flows through it.
@@ -27,6 +29,8 @@ def cls_scores(q_cls_BxTxAxDh, k_BxTxSxAxDh, own_frame_only: bool):
     q = q * q.shape[-1] ** -0.5
     if own_frame_only:
         logits = jnp.einsum("btad,btsad->btas", q, k, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits = logits + jax.lax.stop_gradient(bias)
         return jax.nn.softmax(logits, axis=-1).mean(2)
     logits = jnp.einsum("btad,busad->btaus", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits.reshape(*logits.shape[:3], -1), axis=-1).reshape(logits.shape).mean(2)

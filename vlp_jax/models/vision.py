@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vlp_jax.config import grid, kept_after
@@ -72,16 +73,6 @@ class Block(nnx.Module):
         x_BxSxD = x_BxSxD + self.attention(self.norm_attention(x_BxSxD), bias)
         return self.feed_forward(x_BxSxD)
 
-    def attend_and_score(self, x_BxTxSxD, mode: str):
-        """The attention half of the block over the clip layout, and the CLS scores of its tokens."""
-        b, t, s, d = x_BxTxSxD.shape
-        x = sequences(x_BxTxSxD, mode)
-        q, k, v = self.attention.project(self.norm_attention(x))
-        mixed = self.attention.out(attention.attend(q, k, v, kernel=self.attention.kernel))
-        q, k = (z.reshape(b, t, s, *z.shape[-2:]) for z in (q, k))
-        scores = sparsify.cls_scores(q[:, :, 0], k, own_frame_only=mode == "frame")
-        return (x + mixed).reshape(b, t, s, d), scores
-
     def feed_forward(self, x):
         return x + self.mlp(self.norm_mlp(x))
 
@@ -90,6 +81,87 @@ def sequences(x_BxTxSxD, mode: str):
     """The sequences that attend to themselves: `[B*T, S, D]` per frame, `[B, T*S, D]` joint."""
     b, t, s, d = x_BxTxSxD.shape
     return x_BxTxSxD.reshape((b * t, s, d) if mode == "frame" else (b, t * s, d))
+
+
+class VideoBlock(Block):
+    """A block over the clip layout `[B, T, S, D]`, with what systems add to a ViT's.
+
+    Args:
+      side: patches along a frame's side, for BEiT's relative position bias (arXiv 2106.08254, after Swin): one number
+        for each head and offset between two patches, and three for what involves the CLS. 0 for none.
+      temporal: attention over time at each location before the spatial one, x + s MHSA(LN x), s a scalar from zero, so
+        that a network trained on images begins unchanged (VindLU, arXiv 2212.05051, section 3.2); images skip it.
+    """
+
+    def __init__(self, width, heads, mlp_ratio, *, side: int, temporal: bool, kernel: str, dtype, rngs: nnx.Rngs):
+        super().__init__(width, heads, mlp_ratio, kernel=kernel, dtype=dtype, rngs=rngs)
+        self.side = side
+        self.relative: Any = (
+            nnx.Param(jnp.zeros(((2 * side - 1) ** 2 + 3, heads)), out_sharding=(None, "heads")) if side else None
+        )
+        self.norm_time: Any = layers.norm(width, dtype=dtype, rngs=rngs) if temporal else None
+        self.time_attention: Any = (
+            attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs) if temporal else None
+        )
+        self.time_scale: Any = nnx.Param(jnp.zeros(())) if temporal else None
+
+    def encode(self, x_BxTxSxD, mode: str, patches=None):
+        """The whole block.
+
+        Args:
+          patches: int `[.., K]`, the patches of a frame that the tokens after the CLS are, for the relative bias:
+            `[K]` where all frames have the same, else `[B, T, K]`.
+        """
+        shape = x_BxTxSxD.shape
+        x = sequences(self._over_time(x_BxTxSxD), mode)
+        return super().__call__(x, self._bias(patches)).reshape(shape)
+
+    def attend_and_score(self, x_BxTxSxD, mode: str, patches=None):
+        """The attention half of the block, and the CLS scores of its tokens."""
+        b, t, s, d = x_BxTxSxD.shape
+        x = sequences(self._over_time(x_BxTxSxD), mode)
+        q, k, v = self.attention.project(self.norm_attention(x))
+        bias = self._bias(patches)
+        mixed = self.attention.out(attention.attend(q, k, v, bias, kernel=self.attention.kernel))
+        q, k = (z.reshape(b, t, s, *z.shape[-2:]) for z in (q, k))
+        if bias is not None:  # what it adds to the row of the CLS, for each frame or for all alike
+            bias = bias[:, :, 0].reshape((b, t, -1, s) if len(bias) > 1 else (1, 1, -1, s))
+        scores = sparsify.cls_scores(q[:, :, 0], k, own_frame_only=mode == "frame", bias=bias)
+        return (x + mixed).reshape(b, t, s, d), scores
+
+    def _over_time(self, x_BxTxSxD):
+        b, t, s, d = x_BxTxSxD.shape
+        if self.time_attention is None or t == 1:
+            return x_BxTxSxD
+        x = x_BxTxSxD.swapaxes(1, 2).reshape(b * s, t, d)
+        mixed = self.time_attention(self.norm_time(x)).reshape(b, s, t, d).swapaxes(1, 2)
+        return x_BxTxSxD + self.time_scale[...].astype(mixed.dtype) * mixed
+
+    def _bias(self, patches):
+        """float32 `[B * T or 1, A, S, S]`, None without a table."""
+        if self.relative is None:
+            return None
+        index = relative_index(patches, self.side)
+        index = index.reshape(-1, *index.shape[-2:])
+        return jnp.moveaxis(self.relative[...][index], -1, 1)
+
+
+def relative_index(patches_xK, side: int):
+    """Row of BEiT's bias table for every pair of tokens: int32 `[.., 1 + K, 1 + K]`, the CLS first, queries then keys.
+
+    Rows are numbered `(dy + side - 1) * (2 side - 1) + dx + side - 1` of the offset from key to query; the last three
+    are CLS to patch, patch to CLS and CLS to CLS.
+    """
+    patches = jnp.asarray(patches_xK)
+    y, x = patches // side, patches % side
+    span, count = 2 * side - 1, (2 * side - 1) ** 2
+    offset = lambda z: z[..., :, None] - z[..., None, :] + side - 1
+    inner = offset(y) * span + offset(x)
+    inner = jnp.pad(inner, [(0, 0)] * (inner.ndim - 2) + [(1, 0), (1, 0)])
+    place = jnp.arange(inner.shape[-1])
+    query_is_cls, key_is_cls = (place == 0)[:, None], (place == 0)[None, :]
+    outer = jnp.where(query_is_cls, jnp.where(key_is_cls, count + 2, count), count + 1)
+    return jnp.where(query_is_cls | key_is_cls, outer, inner).astype(jnp.int32)
 
 
 class VideoEncoder(nnx.Module):
@@ -107,14 +179,19 @@ class VideoEncoder(nnx.Module):
         self.dtype = dtype
         self.embed = layers.dense(v.tubelet * v.patch_size**2 * 3, v.width, (None, "embed"), dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (v.width,)) * 0.02, out_sharding=("embed",))
+        self.trained_slots, count = grid(config)
+        self.side = round(count**0.5)
+        self.relative, self.time_kind = v.positions == "relative", v.time_positions
         # From zeros, as in Frozen in Time: a run that starts from images begins where they ended.
         learned = v.time_positions == "learned"
         self.time: Any = (
-            nnx.Param(jnp.zeros((grid(config)[0], v.width)), out_sharding=(None, "embed")) if learned else None
+            nnx.Param(jnp.zeros((self.trained_slots, v.width)), out_sharding=(None, "embed")) if learned else None
         )
+        extras = {"side": self.side if self.relative else 0, "temporal": v.temporal_attention}
 
         def make(r):
-            return Block(v.width, v.heads, v.mlp_ratio, kernel=config.model.attention_kernel, dtype=dtype, rngs=r)
+            kernel = config.model.attention_kernel
+            return VideoBlock(v.width, v.heads, v.mlp_ratio, **extras, kernel=kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, v.layers, rngs)
         self.norm = layers.norm(v.width, dtype=dtype, rngs=rngs)
@@ -139,27 +216,34 @@ class VideoEncoder(nnx.Module):
         x = self.embed(normalise_pixels(patches).astype(self.dtype))
         # Looked up for each slot, not for each patch: learned ones get their gradient from far fewer rows.
         time_BxTxD = self._time_positions(slots)[kept[:, :, 0] // count]
-        space_NxD = jnp.asarray(layers.space_positions(round(count**0.5), self.cls.shape[0]))
-        x = x + (space_NxD[kept % count] + time_BxTxD[:, :, None]).astype(self.dtype)
+        positions = time_BxTxD[:, :, None]
+        if not self.relative:
+            positions = positions + jnp.asarray(layers.space_positions(self.side, self.cls.shape[0]))[kept % count]
+        x = x + positions.astype(self.dtype)
         cls = self.cls[...] + time_BxTxD
         x = constrain_batch(jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2))
 
         graph, params = nnx.split(self.blocks)
         early, fused = None, False
+        # Where nothing is hidden, all frames share one bias.
+        patches = np.arange(count) if visible_BxTxK is None else kept % count
         for stop, segment in self._segments(params):
             if stop is None:
-                x = self._run(graph, segment, x)
+                x = self._run(graph, segment, x, patches)
                 continue
             early = x[:, :, 1:] if early is None else early
-            x, kept = self._prune(graph, segment, x, kept, fused)
+            x, kept = self._prune(graph, segment, x, kept, fused, patches)
+            patches = kept % count
             fused = self.fused_token
         early = x[:, :, 1:] if early is None else early
         return EncodedVideo(tokens=self.norm(x), kept=kept, early=self.norm(early))
 
     def _time_positions(self, slots):
-        if self.time is None:
-            return jnp.asarray(layers.time_positions(slots, self.cls.shape[0]))
-        return layers.interpolate_time(self.time[...], slots)
+        width = self.cls.shape[0]
+        if self.time_kind == "none":
+            return jnp.zeros((slots, width))
+        table = layers.time_positions(self.trained_slots, width) if self.time is None else self.time[...]
+        return layers.interpolate_time(jnp.asarray(table), slots)
 
     def _segments(self, params):
         """Cuts the stack where tokens are pruned: (None, several layers) or (layer number, that one layer)."""
@@ -178,16 +262,15 @@ class VideoEncoder(nnx.Module):
             stops.append(None)
         return zip(stops, layers.split_layers(params, sizes))
 
-    def _run(self, graph, segment, x_BxTxSxD):
-        shape = x_BxTxSxD.shape
-        x = sequences(x_BxTxSxD, self.attention_mode)
-        x = layers.scan_params(graph, segment, lambda block, x: block(x), x, remat=self.remat, unroll=self.unroll)
-        return constrain_batch(x.reshape(shape))
+    def _run(self, graph, segment, x_BxTxSxD, patches):
+        body = lambda block, x: block.encode(x, self.attention_mode, patches)
+        x = layers.scan_params(graph, segment, body, x_BxTxSxD, remat=self.remat, unroll=self.unroll)
+        return constrain_batch(x)
 
-    def _prune(self, graph, segment, x_BxTxSxD, kept_BxTxK, fused):
+    def _prune(self, graph, segment, x_BxTxSxD, kept_BxTxK, fused, patches):
         def run(params, x):
             block = nnx.merge(graph, params)
-            x, scores = block.attend_and_score(x, self.attention_mode)
+            x, scores = block.attend_and_score(x, self.attention_mode, patches)
             x, index = sparsify.prune_tokens(
                 x, scores, kept_after(kept_BxTxK.shape[-1], self.keep_rate), self.fused_token, fused
             )

@@ -14,7 +14,7 @@ from flax import nnx
 from vlp_jax import config as config_lib
 from vlp_jax.types import Batch, Outputs, UserError
 
-RECIPES = {"smaug": "Smaug"}
+RECIPES = {"smaug": "Smaug", "singularity": "Singularity", "vindlu": "Vindlu"}
 
 
 @runtime_checkable

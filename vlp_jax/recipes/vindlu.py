@@ -1,0 +1,49 @@
+"""VindLU: a recipe for effective video-and-language pre-training (Cheng et al., CVPR 2023, arXiv 2212.05051).
+
+From the paper and its released code: BEiT-B/16 with temporal attention in every block, x + s MHSA(LN x), s from zero,
+skipped by images; BERT's first 9 layers over the text, its last 3 with cross-attention to all frames; VTC, VTM with
+hard negatives and MLM of half of the words; images and videos in batches of one kind that alternate, videos with 4
+frames; 12 frames in fine-tuning.
+
+Inferred: s is one scalar a block, and the temporal attention comes before the spatial one; VTC is the mean over the
+frames of cosines, as in Singularity, whose code VindLU's starts from. Different here: negatives come from the global
+batch; the text tower is pre-norm; no layer scale.
+"""
+
+from typing import Any, ClassVar
+
+import jax
+
+from vlp_jax.recipes.align_and_fuse import AlignAndFuse
+from vlp_jax.types import Batch, Outputs
+
+
+class Vindlu(AlignAndFuse):
+    """The recipe; its schedule of images and videos is the config's `mixture`."""
+
+    FIXED: ClassVar[dict[str, Any]] = {
+        "model.vision.attention": "frame",
+        "model.vision.temporal_attention": True,
+        "model.temporal.layers": 0,
+        "model.masking.kind": "none",
+        "model.pruning.layers": (),
+        "model.selection.frames": 0,
+        "loss.mvm": 0.0,
+        "evaluation.ensemble": "concat",
+    }
+
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs:
+        """The weighted sum of VTC, VTM and MLM on one batch of videos or of images; nothing of them is masked."""
+        del masked
+        key_of = self.key_of(batch, key)
+
+        # Encode the frames, each block looking over time first.
+        video = self.encode_video(batch.video)
+
+        # Encode the words, once whole and once masked; contrast.
+        words = self.read(batch, key_of(1))
+        contrast = self.contrast(video, words, batch)
+
+        # Fuse all frames with the true, the hard-negative and the masked words.
+        fused = self.match_and_complete(video, words, contrast, batch, key_of)
+        return self.total(contrast, fused)
