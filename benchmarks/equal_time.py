@@ -11,21 +11,15 @@ import argparse
 import itertools
 import json
 import statistics
-import time
 from typing import Any
 
 import jax
-import numpy as np
 
+from benchmarks.timed_run import Run
 from configs import smaug
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding, validation
-from vlp_jax import state as state_lib
-from vlp_jax.evaluation import retrieval
-from vlp_jax.input import mixture, pipeline, sources
-from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax import launch, validation
 
-TIMED = 15  # steps that measure a variant's speed
 PLANNED = 1000  # length of the run whose first steps are measured; its schedule does not matter
 
 # Changes to `tiny`; "dense" is `tiny_dense`.
@@ -52,80 +46,6 @@ def configure(variant: str, data: str, seed: int, steps: int) -> Any:
     return config
 
 
-class Run:
-    """A variant's compiled step and evaluator; `train` starts from scratch each time."""
-
-    def __init__(self, variant: str, data: str, seed: int, steps: int):
-        self.config, self.steps = configure(variant, data, seed, steps), steps
-        c = self.config
-        self.mixture = mixture.open_mixture(c)
-        self.tokenizer = tokenizer_lib.open_tokenizer(c.input.tokenizer, c.input.max_text_tokens, c.input.lowercase)
-        self.mesh = sharding.make_mesh(c, jax.devices()[:1])
-        self.setup = state_lib.setup(c, self.tokenizer, self.mesh, steps)
-        self.step_at = state_lib.train_steps(self.setup, steps)
-
-    def batches(self, steps: int):
-        """Global batches of the first `steps` steps."""
-        stream = pipeline.train_batches(self.config, self.mixture, self.tokenizer, start_step=0, stop_step=steps)
-        return (sharding.to_global(item.batch, self.mesh) for item in stream)
-
-    def warm_up(self) -> dict[bool, Any]:
-        """Compiles the masked and, where the run has them, the unmasked step on a throw-away state."""
-        switch = config_lib.masked_steps(self.config, self.steps)
-        functions = {masked: self.step_at(at) for masked, at in ((True, 0), (False, switch)) if at < self.steps}
-        batch = next(self.batches(1))
-        for function in functions.values():
-            jax.block_until_ready(function(self.setup.create(), batch, np.asarray(True)))
-        return functions
-
-    def steps_in(self, seconds: float) -> int:
-        """Steps that take `seconds`, input included, in the run's mix of masked and unmasked ones.
-
-        Clips are decoded in the first epoch and found in the cache afterwards; both speeds are measured.
-        """
-        with sharding.use_mesh(self.mesh):
-            functions, state = self.warm_up(), self.setup.create()
-            epoch = min(-(-len(self.mixture) // self.config.batch_size), self.steps // 2)
-            plan = [True] * (epoch + TIMED) + [False] * (TIMED if False in functions else 0)
-            took, start = [], time.perf_counter()
-            for masked, batch in zip(plan, self.batches(len(plan))):
-                state, metrics = functions[masked](state, batch, np.asarray(True))
-                jax.block_until_ready(metrics)
-                took.append(time.perf_counter() - start)
-                start = time.perf_counter()
-        first, warm = sum(took[:epoch]), statistics.median(took[epoch : epoch + TIMED])
-        share = self.config.model.masking.unmasked_share
-        last = statistics.median(took[epoch + TIMED :]) if share else 0.0
-        # seconds = first + (steps - epoch - share * steps) * warm + share * steps * last
-        steps = (seconds - first + epoch * warm) / ((1 - share) * warm + share * last)
-        print(f"{self.config.name:16} {first / epoch:.3f} s a step, cached {warm:.3f}, unmasked {last:.3f}", flush=True)
-        if steps * (1 - share) < epoch:
-            raise SystemExit(f"--seconds {seconds:g} is less than an epoch of {self.config.name}: give more")
-        return round(steps)
-
-    def train(self) -> tuple[Any, float]:
-        """Trains to the end; returns the state and the seconds without compilation."""
-        with sharding.use_mesh(self.mesh):
-            self.warm_up()
-            state, start = self.setup.create(), time.perf_counter()
-            for number, batch in enumerate(self.batches(self.steps)):
-                state, metrics = self.step_at(number)(state, batch, np.asarray(True))
-                jax.block_until_ready(metrics)
-            if not metrics["finite"]:
-                raise RuntimeError(f"{self.config.name} diverged: {metrics['terms']}")
-        return state, time.perf_counter() - start
-
-    def recall(self, state: Any, split: str) -> float:
-        """R@1 in percent, mean of both directions."""
-        c = self.config
-        source = sources.open_source(c.input, split)
-        evaluator = retrieval.Retrieval(
-            self.setup.graph, self.setup.abstract.params, c, source, self.tokenizer, self.mesh
-        )
-        result = evaluator.run(state.params)
-        return (result["text_to_video"]["R@1"] + result["video_to_text"]["R@1"]) / 2
-
-
 def main() -> None:
     launch.use_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,11 +64,13 @@ def main() -> None:
     if planned and len(planned) != len(names):
         parser.error(f"--steps {given.steps}: expected {len(names)} numbers, one for each variant")
     for name in [] if planned else names:
-        planned[name] = Run(name, given.data, 0, PLANNED).steps_in(given.seconds)
+        speeds = Run(configure(name, given.data, 0, PLANNED), PLANNED).speeds()
+        print(f"{name:16} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked {speeds.unmasked:.3f}")
+        planned[name] = speeds.steps_in(given.seconds)
         jax.clear_caches()
     rows: dict[str, dict[str, list[float]]] = {name: {"R@1": [], "compositional": [], "steps": []} for name in names}
     for seed, name in itertools.product(map(int, given.seeds.split(",")), names):
-        run = Run(name, given.data, seed, planned[name])
+        run = Run(configure(name, given.data, seed, planned[name]), planned[name])
         state, seconds = run.train()
         row = rows[name]
         row["steps"].append(run.steps)
