@@ -1,0 +1,63 @@
+"""Plans of equal wall time, and the seconds to a mark, from numbers given by hand."""
+
+import dataclasses
+import math
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from benchmarks import cost_quality
+from benchmarks.timed_run import Speeds
+
+SPEEDS = Speeds(epoch=47, first=1.0, cached=0.6, unmasked=0.9, unmasked_share=0.2, flops=2.0, unmasked_flops=3.0)
+
+
+@hypothesis.given(
+    st.integers(60, 5000),
+    st.floats(0.1, 3),
+    st.floats(0.1, 3),
+    st.floats(0.1, 3),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_the_steps_that_fill_a_time_take_that_time(steps, first, cached, unmasked, share):
+    speeds = Speeds(47, first, cached, unmasked, share, 1.0, 1.0)
+    seconds = speeds.seconds(steps, steps)
+    # Rounding the number of unmasked steps shifts it by one at most.
+    assert abs(speeds.steps_in(seconds) - steps) <= 1 + 3 / min(cached, unmasked)
+
+
+def test_seconds_and_flops_of_a_run_by_hand():
+    assert SPEEDS.seconds(100, 100) == pytest.approx(47 * 1.0 + 33 * 0.6 + 20 * 0.9)
+    assert SPEEDS.seconds(50, 100) == pytest.approx(47 * 1.0 + 3 * 0.6)
+    assert SPEEDS.seconds(90, 100) == pytest.approx(47 * 1.0 + 33 * 0.6 + 10 * 0.9)
+    assert SPEEDS.total_flops(100, 100) == 80 * 2 + 20 * 3
+    assert SPEEDS.total_flops(50, 100) == 50 * 2
+
+
+@pytest.mark.parametrize("system", cost_quality.SYSTEMS)
+@pytest.mark.parametrize("budget", [60, 900])
+def test_a_plan_fills_its_budget_and_one_step_more_would_not_fit(system, budget):
+    stages = cost_quality.SYSTEMS[system]
+    speeds = {stage.config: dataclasses.replace(SPEEDS, cached=0.3 + 0.2 * i) for i, stage in enumerate(stages)}
+    plan = cost_quality.make_plan(system, budget, 0, speeds)
+    seconds = sum(speeds[stage.config].seconds(n, n) for stage, n in zip(stages, plan.steps))
+    assert budget - 2 * 1.0 < seconds <= budget
+    for stage, n in zip(stages, plan.steps):
+        assert n == pytest.approx(stage.share * sum(plan.steps), abs=1)
+
+
+def test_singularity_spends_twice_the_steps_on_one_frame():
+    shares = [stage.share for stage in cost_quality.SYSTEMS["Singularity"]]
+    assert shares == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_the_time_to_a_mark_is_interpolated_in_log_seconds_between_runs_and_never_beyond_them():
+    ends = {100: [10.0], 400: [28.0, 32.0]}
+    assert cost_quality.time_to(10, ends) == pytest.approx(100)
+    assert cost_quality.time_to(20, ends) == pytest.approx(200)
+    assert cost_quality.time_to(30, ends) == pytest.approx(400)
+    assert cost_quality.time_to(31, ends) is None
+    assert cost_quality.time_to(5, ends) is None
+    assert cost_quality.time_to(5, {}) is None
+    assert math.isclose(cost_quality.time_to(15, {100: [10.0], 200: [20.0], 300: [15.0]}), 100 * 2**0.5)
