@@ -31,6 +31,23 @@ CHANGES = {
     "model.text.layers": 1,
 }
 
+NEIGHBOUR = {
+    "model.masking.kind": "none",
+    "model.masking.ratio": 0.0,
+    "model.pruning.layers": (),
+    "model.selection.frames": 0,
+    "loss.mvm": 0.0,
+    "model.vision.positions": "relative",
+}
+RECIPES = {
+    "smaug": {},
+    "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
+    "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": True},
+}
+# The neighbours share nearly every part: one mesh that uses all axes is enough for them.
+CASES = [("smaug", mesh) for mesh in MESHES]
+CASES += [(name, mesh) for name in ("singularity", "vindlu") for mesh in ("one device", "data=2, fsdp=2, tensor=2")]
+
 SCRIPT = """
 import json, math, sys, types
 import jax, numpy as np
@@ -42,8 +59,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 assert len(jax.devices()) == 8
 job = json.load(sys.stdin)
 out = {}
-for name, axes in job["meshes"].items():
-    config = config_lib.from_json(job["config"])
+for name, (text, axes) in job["cases"].items():
+    config = config_lib.from_json(text)
     config_lib.update(config, {"mesh.data": 1, **{f"mesh.{axis}": size for axis, size in axes.items()}})
     mesh = sharding.make_mesh(config, jax.devices()[: math.prod(axes.values())])
     run = state_lib.setup(config, types.SimpleNamespace(**job["tokenizer"]), mesh, 10)
@@ -86,8 +103,9 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def results(tiny_config, fake_tokenizer):
-    config = tiny_config(CHANGES)
-    validation.validate(config)
+    configs = {name: tiny_config({**CHANGES, **changes}) for name, changes in RECIPES.items()}
+    for config in configs.values():
+        validation.validate(config)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -95,10 +113,10 @@ def results(tiny_config, fake_tokenizer):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
 
-    def run(names):
+    def run(cases):
+        texts = {name: config_lib.to_json(config) for name, config in configs.items()}
         job = {
-            "config": config_lib.to_json(config),
-            "meshes": {name: MESHES[name] for name in names},
+            "cases": {f"{name}|{mesh}": (texts[name], MESHES[mesh]) for name, mesh in cases},
             "tokenizer": vars(fake_tokenizer),
             "steps": STEPS,
         }
@@ -112,48 +130,49 @@ def results(tiny_config, fake_tokenizer):
             timeout=500,
         )
 
-    # Compiling keeps one core busy: two processes share the meshes.
-    names = list(MESHES)
+    # Compiling keeps one core busy: two processes share the cases.
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        done = list(pool.map(run, (names[::2], names[1::2])))
+        done = list(pool.map(run, (CASES[::2], CASES[1::2])))
     found: dict = {}
     for process in done:
         assert process.returncode == 0, process.stderr[-3000:]
         found |= json.loads(process.stdout.splitlines()[-1])
-    return found
+    return {tuple(case.split("|")): result for case, result in found.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one device"])
-def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, mesh):
-    for number, (one, many) in enumerate(zip(results["one device"]["steps"], results[mesh]["steps"])):
+@pytest.mark.parametrize(("name", "mesh"), [case for case in CASES if case[1] != "one device"])
+def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, name, mesh):
+    steps = results[name, "one device"]["steps"], results[name, mesh]["steps"]
+    for number, (one, many) in enumerate(zip(*steps)):
         assert one.keys() == many.keys()
-        for name in one:
-            np.testing.assert_allclose(many[name], one[name], rtol=1e-4, err_msg=f"{name} of step {number}")
-    assert len(results[mesh]["steps"]) == STEPS
+        for key in one:
+            np.testing.assert_allclose(many[key], one[key], rtol=1e-4, err_msg=f"{key} of step {number}")
+    assert len(steps[1]) == STEPS
 
 
 @pytest.mark.slow
-def test_the_steps_really_train(results):
-    losses = [step["loss"] for step in results["one device"]["steps"]]
-    assert len(set(losses)) == STEPS
-    assert all(step["finite"] for step in results["one device"]["steps"])
-    assert all(step["vtc count"] == 7 for step in results["one device"]["steps"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_steps_really_train(results, name):
+    steps = results[name, "one device"]["steps"]
+    assert len({step["loss"] for step in steps}) == STEPS
+    assert all(step["finite"] for step in steps)
+    assert all(step["vtc count"] == 7 for step in steps)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-def test_every_parameter_is_split_along_its_mapped_axes_and_only_these(results, mesh):
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_every_parameter_is_split_along_its_mapped_axes_and_only_these(results, name, mesh):
     rules = dict(config_lib.defaults().mesh.rules)
     split = 0
-    for place in results[mesh]["places"]:
+    for place in results[name, mesh]["places"]:
         names = place["names"] or [None] * len(place["shape"])
         assert len(names) == len(place["shape"])
-        ways = [MESHES[mesh].get(rules.get(name, ""), 1) for name in names]
+        ways = [MESHES[mesh].get(rules.get(axis, ""), 1) for axis in names]
         expected = [size // way for size, way in zip(place["shape"], ways)]
         assert place["shard"] == expected, place
         split += expected != place["shape"]
-    kernels = [place for place in results[mesh]["places"] if place["path"].endswith((".kernel", ".embedding"))]
+    kernels = [place for place in results[name, mesh]["places"] if place["path"].endswith((".kernel", ".embedding"))]
     if "fsdp" in MESHES[mesh]:
         # No matrix is left whole by forgetting to name its dimensions.
         assert [k["path"] for k in kernels if k["shard"] == k["shape"]] == []
@@ -163,7 +182,7 @@ def test_every_parameter_is_split_along_its_mapped_axes_and_only_these(results, 
 
 @pytest.mark.slow
 def test_the_optimisers_moments_are_split_as_the_parameters(results):
-    places = results["fsdp=8"]["places"]
+    places = results["smaug", "fsdp=8"]["places"]
     parameters = sum(np.prod(p["shard"]) for p in places) / sum(np.prod(p["shape"]) for p in places)
     assert parameters < 0.2
-    np.testing.assert_allclose(results["fsdp=8"]["held"], parameters, rtol=0.02)
+    np.testing.assert_allclose(results["smaug", "fsdp=8"]["held"], parameters, rtol=0.02)
