@@ -264,6 +264,14 @@ def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> t
     return "\n".join(lines), rows
 
 
+def replace_section(path: pathlib.Path, marker: str, text: str) -> None:
+    """Replaces what stands between the two lines `marker` of a file; ends this process where they are not there."""
+    parts = path.read_text().split(marker)
+    if len(parts) != 3:
+        raise SystemExit(f"{path} holds the line {marker} {len(parts) - 1} times: expected twice, around the section")
+    write_atomically(path, f"{parts[0]}{marker}\n\n{text}\n\n{marker}{parts[2]}".encode())
+
+
 def main() -> None:
     launch.use_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -308,9 +316,7 @@ def main() -> None:
     draw(rows, picture)
     print(f"picture: {picture}")
     if given.results:
-        before, _, rest = given.results.read_text().partition(MARKER)
-        after = rest.partition(MARKER)[2]
-        write_atomically(given.results, f"{before}{MARKER}\n{text}\n{MARKER}{after}".encode())
+        replace_section(given.results, MARKER, text)
     print(json.dumps({"benchmark": "cost_quality", "runs": rows}))
 
 
