@@ -1,11 +1,11 @@
 """Retrieval, questions and multiple choice after equal pre-training, `python -m benchmarks.downstream`.
 
 Takes the runs that `benchmarks.cost_quality` has pre-trained, one of each system and seed, and measures on
-moving_shapes, with 95% bootstrap intervals: zero-shot retrieval and multiple choice, then, each fine-tuned from the same
-checkpoint by `configs/finetune/`, retrieval, question answering and multiple choice, by the checkpoint that the
-validation split chooses. SMAUG is compared with each other system of the same seed by the paired bootstrap. What is done
-is not done again. Prints the table and ends with one JSON line; `--results FILE` replaces the section of that file
-between the lines `<!-- downstream -->`.
+moving_shapes, with 95% bootstrap intervals: zero-shot retrieval and multiple choice, then, each fine-tuned from the
+same checkpoint by `configs/finetune/`, retrieval, question answering and multiple choice, by the checkpoint that the
+validation split chooses. SMAUG is compared with each other system of the same seed by the paired bootstrap. What is
+done is not done again. Prints the table and ends with one JSON line; `--results FILE` replaces the section of that
+file between the lines `<!-- downstream -->`.
 """
 
 import argparse
