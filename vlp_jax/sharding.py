@@ -67,9 +67,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps the leading axis spread over the data-parallel axes; does nothing outside a mesh."""
+    """Keeps the leading axis spread over the data-parallel axes; does nothing outside a mesh, or inside a shard."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return x
     return jax.lax.with_sharding_constraint(
         x, PartitionSpec(BATCH_AXES, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))

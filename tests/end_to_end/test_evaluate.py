@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from vlp_jax.evaluation import retrieval
+from vlp_jax.evaluation import ranking
 
 
 def evaluate(workdir, *flags):
@@ -21,8 +21,10 @@ def test_retrieval_prints_a_table_and_writes_the_rank_of_every_query(finished, r
     for direction in ("text_to_video", "video_to_text"):
         ranks = np.array([row[f"{direction}_rank"] for row in result["per_query"]])
         assert len(ranks) == 10 and ranks.min() >= 1 and ranks.max() <= 10
-        assert result[direction] == retrieval.summarise(ranks)
+        assert result[direction] == ranking.summarise(ranks)
         assert f"{result[direction]['mean_rank']:.2f}" in done.stdout
+        low, high = result["intervals"][f"{direction}/mean_rank"]
+        assert f"{low:.2f}-{high:.2f}" in done.stdout
 
 
 def test_an_earlier_checkpoint_can_be_named_and_an_absent_one_is_refused(finished, run):
@@ -35,9 +37,11 @@ def test_an_earlier_checkpoint_can_be_named_and_an_absent_one_is_refused(finishe
 def test_no_batch_size_and_no_number_of_devices_changes_a_rank(finished, run):
     ranks = []
     for flags, devices in ((["--batch_size=3"], 1), (["--batch_size=10"], 1), (["--batch_size=4"], 8)):
-        done = run(evaluate(finished, *flags), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+        done = run(
+            evaluate(finished, "--rerank=4", *flags), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"
+        )
         assert done.returncode == 0, done.stderr
-        result = json.loads((finished / "evaluation" / "retrieval_test_12.json").read_text())
+        result = json.loads((finished / "evaluation" / "retrieval_test_12_rerank4.json").read_text())
         ranks.append([(row["text_to_video_rank"], row["video_to_text_rank"]) for row in result["per_query"]])
     assert ranks[0] == ranks[1] == ranks[2]
 

@@ -1,60 +1,91 @@
-"""Zero-shot retrieval between clips and captions: dual-encoder scores, optionally reranked by the matching head."""
+"""Retrieval between clips and captions: dual-encoder scores, optionally reranked by the matching head.
 
-from collections.abc import Sequence
+What a query is, is a property of the data: rows of one clip_id are captions of one clip, and a paragraph is one caption
+where the annotations hold it as one. The result says how many captions a clip has and how long they are, so that nobody
+takes a number of one protocol for that of another.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from vlp_jax import config as config_lib
 from vlp_jax import sharding
+from vlp_jax.evaluation import ranking, statistics
+from vlp_jax.evaluation.pairs import PairScorer
 from vlp_jax.input import pipeline
 from vlp_jax.input.ledger import count_kinds
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
-RECALLS = (1, 5, 10)
+DIRECTIONS = ("text_to_video", "video_to_text")
+_PAIRS = 4  # pairs matched at once for each clip of a batch: as many as a training step of that batch fuses
 
 
-def ranks(scores_QxG: np.ndarray, relevant_QxG: np.ndarray) -> np.ndarray:
-    """Rank of the best relevant item of each query, from 1.
+class Captions:
+    """The queries of a source: its captions, which clip each is of, and their tokens.
 
-    A tie counts against the model: a wrong item of equal score ranks before the right one, so that scores which do not
-    tell items apart earn chance at most. NaN scores rank last.
-
-    Args:
-      scores_QxG: float32 scores, queries by gallery.
-      relevant_QxG: bool; at least one True in each row.
-
-    Returns:
-      int64 `[Q]`, 1 .. G.
+    Attributes:
+      texts: Q captions, in the source's order.
+      ids: Q names, `clip_id:number`, the number counting the captions of that clip from 0.
+      clip_Q: int32, number of each caption's clip; clips are numbered as they first occur.
+      clip_ids: C names.
+      records: int `[C]`, the record that each clip is read from: its first one with a caption.
+      valid_Q: bool, False for empty captions, which find nothing and are found by nothing.
+      token_ids, token_mask: `[U, L]`, of the U distinct texts. A text is encoded once, so that equal captions tie.
+      text_Q: which of them each caption is.
+      cut: captions longer than L.
     """
-    if not relevant_QxG.any(1).all():
-        raise ValueError(f"queries {np.flatnonzero(~relevant_QxG.any(1))[:8].tolist()} have no relevant item")
-    scores = np.where(np.isnan(scores_QxG), -np.inf, scores_QxG)
-    best_Q = np.where(relevant_QxG, scores, -np.inf).max(1)
-    return 1 + ((scores >= best_Q[:, None]) & ~relevant_QxG).sum(1)
 
+    def __init__(self, source: Any, tokenizer: Any):
+        annotations = [source.annotation(i) for i in range(len(source))]
+        self.texts = [a.caption for a in annotations]
+        numbers: dict[str, int] = {}
+        self.clip_Q = np.array([numbers.setdefault(a.clip_id, len(numbers)) for a in annotations], np.int32)
+        self.clip_ids = list(numbers)
+        self.count_C = np.bincount(self.clip_Q)
+        self.valid_Q = np.array([bool(text.strip()) for text in self.texts])
+        seen = [0] * len(numbers)
+        self.ids = []
+        for clip in self.clip_Q.tolist():
+            self.ids.append(f"{self.clip_ids[clip]}:{seen[clip]}")
+            seen[clip] += 1
+        # A record without a caption counts as bad whatever its clip: it stands for the clip only where all are so.
+        order = np.lexsort((np.arange(len(self.texts)), ~self.valid_Q, self.clip_Q))
+        self.records = order[np.searchsorted(self.clip_Q[order], np.arange(len(numbers)))]
+        ids, mask, self.cut = tokenizer.encode(self.texts)
+        rows = np.concatenate([ids, mask], axis=1)
+        _, first, text_Q = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        self.token_ids, self.token_mask, self.text_Q = ids[first], mask[first], text_Q.reshape(-1)
 
-def summarise(ranks_Q: np.ndarray) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, median and mean rank."""
-    return {
-        **{f"R@{k}": 100 * float((ranks_Q <= k).mean()) for k in RECALLS},
-        "median_rank": float(np.median(ranks_Q)),
-        "mean_rank": float(ranks_Q.mean()),
-    }
+    def described(self) -> dict[str, Any]:
+        """What kind of queries these are: captions a clip, and the median of the words a caption."""
+        return {
+            "captions_per_clip": {"min": int(self.count_C.min()), "max": int(self.count_C.max())},
+            "words_per_caption": float(np.median([len(text.split()) for text in self.texts])),
+        }
 
 
 class Retrieval:
     """Evaluates text-to-video and video-to-text retrieval of a recipe on one source.
 
-    Records with the same clip_id are captions of one clip: the gallery holds each clip once, every caption is a query,
-    and a clip finds its best caption. A clip that does not decode stays in: its queries count as missed, at a rank
-    beyond every R@k and every item; the result lists such clips with their reasons.
+    The gallery holds each clip once, every caption is a query, and a clip finds its best caption. Each clip is decoded
+    and encoded once, each distinct text as well. A clip that does not decode stays in: its queries count as missed, at
+    a rank beyond every R@k and every item; the result lists such clips with their reasons. So does an empty caption.
+
+    Reranking, in both directions: the best `rerank` items of each query by the dual encoder are ordered by the matching
+    head alone, still ahead of all others, as Singularity does; a weighting of both scores is no option. A pair that two
+    queries list is matched once.
 
     Args:
       graph: the recipe without parameters; it must be a DualEncoder, and a Matcher for `rerank > 0`.
       rerank: candidates of each query that the matching head orders anew; 0 for none.
+
+    Raises:
+      UserError: the recipe cannot do it, or was trained without the loss that it takes; several processes.
     """
 
     def __init__(
@@ -76,122 +107,189 @@ class Retrieval:
         self.config, self.source, self.tokenizer, self.mesh, self.rerank = config, source, tokenizer, mesh, rerank
         ways = mesh.size // mesh.shape["tensor"]
         self.batch_size = -(-config.evaluation.batch_size // ways) * ways
-        merge = lambda params: nnx.merge(graph, params)
-        everywhere = sharding.replicated(mesh)
+        self.captions = Captions(source, tokenizer)
+        spread = sharding.batch_sharding(mesh)
 
-        def embed(params, batch):
-            model = merge(params)
-            clips = model.encode_clip(batch.video) if rerank else None
-            words = model.encode_text(batch.text_ids, batch.text_mask) if rerank else None
-            return (
-                model.embed_video(batch.video),
-                model.embed_text(batch.text_ids, batch.text_mask),
-                clips,
-                words,
-            )
+        def encode_clips(params, video):
+            model = nnx.merge(graph, params)
+            clips = model.encode_clip(video)
+            return model.embed_clip(clips), clips if rerank else None
 
-        self._embed = jax.jit(embed, out_shardings=everywhere)
-        self._match = jax.jit(lambda params, *args: merge(params).match(*args), out_shardings=everywhere)
+        def encode_texts(params, ids, mask):
+            model = nnx.merge(graph, params)
+            return model.embed_text(ids, mask), model.encode_text(ids, mask) if rerank else None
+
+        self._encode_clips = jax.jit(encode_clips, out_shardings=spread)
+        self._encode_texts = jax.jit(encode_texts, out_shardings=spread)
+        self._scorer = PairScorer(graph, mesh, _PAIRS * self.batch_size) if rerank else None
 
     def run(self, params: Any) -> dict[str, Any]:
-        """Returns `{text_to_video, video_to_text: metrics, queries, clips, undecodable, ..., per_query}`."""
+        """Returns `{text_to_video, video_to_text: metrics, intervals, queries, clips, undecodable, ..., per_query}`.
+
+        `intervals` are 95% bootstrap intervals over clips, `{"text_to_video/R@1": [low, high]}`; {} where
+        `config.evaluation.bootstrap` is 0. `clip_passes` is 2 where reranking had to encode the clips anew.
+        """
+        c, captions = self.config.evaluation, self.captions
+        clip_C = np.arange(len(captions.clip_ids), dtype=np.int32)
         with sharding.use_mesh(self.mesh):
-            video, text, clips, words, host = self._encode(params)
-            ids = np.asarray(host["clip_ids"])
-            # The first record of each clip stands for it; captions keep the source's order.
-            first = np.sort(np.unique(ids, return_index=True)[1])
-            valid, clips = host["valid"][first], jax.tree.map(lambda x: x[first], clips)
-            scores = video[first] @ text.T  # float32 [clips, captions]
-            scores[~valid] = -np.inf
-            to_video, to_text = scores.T.copy(), scores.copy()
+            texts_UxE, words = self._texts(params)
+            clips_CxE, valid_C, bad, tokens = self._clips(params)
+            texts_QxE = texts_UxE[captions.text_Q]
+            text_side, clip_side = (texts_QxE, captions.clip_Q), (clips_CxE, clip_C)
+            rank = lambda queries, gallery, valid: ranking.rank(
+                queries[0], gallery[0], queries[1], gallery[1], valid, mesh=self.mesh, shortlist=self.rerank
+            )
+            to_video, to_text = rank(text_side, clip_side, valid_C), rank(clip_side, text_side, captions.valid_Q)
+            rank_Q, rank_C = to_video.rank_Q, to_text.rank_Q
             if self.rerank:
-                to_video = self._reorder(to_video, params, clips, words, host["text_mask"], texts_are_queries=True)
-                to_text = self._reorder(to_text, params, clips, words, host["text_mask"], texts_are_queries=False)
-        relevant = ids[first][:, None] == ids[None, :]
-        rank_video, rank_text = ranks(to_video, relevant.T), ranks(to_text, relevant)
-        # A clip that did not decode has found nothing and is found by nothing.
-        missed = max(RECALLS) + 1  # beyond every R@k, however few there are
-        rank_text[~valid] = max(len(ids) + 1, missed)
-        rank_video[~valid[relevant.argmax(0)]] = max(len(first) + 1, missed)
-        of_clip = dict(zip(ids[first].tolist(), rank_text.tolist()))
+                match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
+                own = captions.clip_Q
+                rank_Q = ranking.rerank(to_video, to_video.shortlist_QxK == own[:, None], match_video)
+                rank_C = ranking.rerank(to_text, own[to_text.shortlist_QxK] == clip_C[:, None], match_text)
+        # What did not decode, or has no words, has found nothing and is found by nothing.
+        has_text_C = np.bincount(captions.clip_Q, captions.valid_Q, len(clip_C)) > 0
+        rank_Q = np.where(valid_C[captions.clip_Q] & captions.valid_Q, rank_Q, max(len(clip_C) + 1, ranking.MISSED))
+        rank_C = np.where(valid_C & has_text_C, rank_C, max(len(captions.texts) + 1, ranking.MISSED))
         return {
-            "text_to_video": summarise(rank_video),
-            "video_to_text": summarise(rank_text),
-            "queries": len(ids),
-            "clips": len(first),
-            "undecodable": int((~valid).sum()),
-            "bad_clips": list(host["bad"].values()),
-            "cut_captions": host["cut"],
+            "task": "retrieval",
+            "text_to_video": ranking.summarise(rank_Q),
+            "video_to_text": ranking.summarise(rank_C),
+            "intervals": self._intervals({"text_to_video": (rank_Q, captions.clip_Q), "video_to_text": (rank_C, None)}),
+            "bootstrap": c.bootstrap,
+            "queries": len(captions.texts),
+            "clips": len(captions.clip_ids),
+            **captions.described(),
+            "frames": config_lib.evaluated_input(self.config).frames,
+            "undecodable": int((~valid_C).sum()),
+            "bad_clips": bad,
+            "cut_captions": captions.cut,
+            "empty_captions": int((~captions.valid_Q).sum()),
             "rerank": self.rerank,
+            "clip_passes": 2 if self.rerank and tokens is None else 1,
             "per_query": [
-                {"clip_id": i, "caption": c, "text_to_video_rank": int(v), "video_to_text_rank": of_clip[i]}
-                for i, c, v in zip(host["clip_ids"], host["captions"], rank_video)
+                {
+                    "query_id": name,
+                    "clip_id": captions.clip_ids[clip],
+                    "caption": text,
+                    "text_to_video_rank": rank,
+                    "video_to_text_rank": int(rank_C[clip]),
+                }
+                for name, clip, text, rank in zip(
+                    captions.ids, captions.clip_Q.tolist(), captions.texts, rank_Q.tolist()
+                )
             ],
         }
 
-    def _encode(self, params):
-        """Embeddings of the whole source as float32 NumPy, without the padding of the last batch."""
-        parts: list[Any] = []
-        host: dict[str, Any] = {"clip_ids": [], "captions": [], "valid": [], "text_mask": [], "cut": 0, "bad": {}}
-        for item in pipeline.evaluation_batches(self.config, self.source, self.tokenizer, batch_size=self.batch_size):
-            real = ~item.is_padding
-            out = jax.device_get(self._embed(params, sharding.to_global(item.batch, self.mesh)))
-            parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], out))
-            host["clip_ids"] += [x for x, r in zip(item.clip_ids, real) if r]
-            host["captions"] += [x for x, r in zip(item.captions, real) if r]
-            host["valid"].append(item.batch.valid[real])
-            host["text_mask"].append(item.batch.text_mask[real])
-            host["cut"] += item.cut
-            for i in np.flatnonzero(real & ~item.batch.valid):
-                bad = {"clip_id": item.clip_ids[i], "origin": item.origins[i], "error": item.errors[i]}
-                host["bad"].setdefault(item.clip_ids[i], bad)
-        host["valid"], host["text_mask"] = np.concatenate(host["valid"]), np.concatenate(host["text_mask"])
-        return *jax.tree.map(lambda *x: np.concatenate(x), *parts), host
+    def _texts(self, params):
+        """Embeddings float32 `[U, E]` and, for reranking, word features `[U, L, D]` of the distinct texts."""
+        count, parts = len(self.captions.token_ids), []
+        for start in range(0, count, self.batch_size):
+            rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats the last
+            own = (self.captions.token_ids[rows], self.captions.token_mask[rows])
+            out = jax.device_get(self._encode_texts(params, *sharding.to_global(own, self.mesh)))
+            parts.append(jax.tree.map(lambda x, n=count - start: x[:n], out))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
-    def _reorder(self, scores_QxG, params, clips, words, text_mask, *, texts_are_queries):
-        """Puts each query's best `rerank` candidates in the matching head's order, still ahead of all others."""
-        k = min(self.rerank, scores_QxG.shape[1])
-        per_call = max(1, 512 // k)
-        top_QxK = np.argsort(-scores_QxG, axis=1, kind="stable")[:, :k]
-        out = scores_QxG.copy()
-        for start in range(0, len(scores_QxG), per_call):
-            query = np.arange(start, start + per_call) % len(scores_QxG)  # the last call wraps: one compiled shape
-            candidates, queries = top_QxK[query].reshape(-1), np.repeat(query, k)
-            clip_rows, text_rows = (candidates, queries) if texts_are_queries else (queries, candidates)
-            take = lambda rows: jax.tree.map(lambda x: x[rows], clips)
-            # A clip is passed once where it is the query, and once for each pair where it is the candidate.
-            own = np.arange(len(candidates)) if texts_are_queries else np.repeat(np.arange(per_call), k)
-            shown = take(clip_rows) if texts_are_queries else take(query)
-            match = self._match(params, shown, own.astype(np.int32), words[text_rows], text_mask[text_rows])
-            # Cosines lie in [-1, 1] and the squashed logits above them.
-            value = 3 + np.tanh(np.asarray(match).reshape(per_call, k) / 50)
-            finite = np.isfinite(np.take_along_axis(scores_QxG[query], top_QxK[query], axis=1))
-            rows = slice(0, min(per_call, len(scores_QxG) - start))
-            np.put_along_axis(
-                out[start : start + per_call], top_QxK[query][rows], np.where(finite, value, -np.inf)[rows], axis=1
+    def _clips(self, params):
+        """Embeddings float32 `[C, E]`, which clips are valid, the bad ones, and tokens for reranking: blocks, or None
+        where they do not fit."""
+        embedded, valid, bad, tokens = [], [], [], []
+        keep = bool(self.rerank)
+        batches = -(-len(self.captions.clip_ids) // self.batch_size)
+        for item, (embedding, clips) in self._encoded(params):
+            real = ~item.is_padding
+            embedded.append(np.asarray(embedding)[real])
+            valid.append(item.batch.valid[real])
+            for i in np.flatnonzero(real & ~item.batch.valid):
+                bad.append({"clip_id": item.clip_ids[i], "origin": item.origins[i], "error": item.errors[i]})
+            if keep:
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(clips)) * batches
+                keep = size <= self.config.evaluation.token_gib * 2**30
+            if keep:
+                tokens.append(jax.device_get(clips))
+        return np.concatenate(embedded), np.concatenate(valid), bad, tokens if keep else None
+
+    def _encoded(self, params) -> Iterator[tuple[Any, Any]]:
+        """Decodes and encodes all clips, a batch at a time."""
+        batches = pipeline.evaluation_batches(
+            self.config, self.source, self.tokenizer, batch_size=self.batch_size, records=self.captions.records
+        )
+        for item in batches:
+            yield item, self._encode_clips(params, sharding.to_global(item.batch.video, self.mesh))
+
+    def _match(self, params, to_video, to_text, valid_C, tokens, words):
+        """The matching head's logits of both shortlists, `[Q, K]` and `[C, K]`; what is not listed has nan."""
+        captions, count = self.captions, len(self.captions.token_ids)
+        clips = (to_video.shortlist_QxK, np.arange(len(valid_C))[:, None] + np.zeros_like(to_text.shortlist_QxK))
+        texts = (captions.text_Q[:, None] + np.zeros_like(clips[0]), captions.text_Q[to_text.shortlist_QxK])
+        # Clips that did not decode, and empty captions, are missed whatever they would list.
+        listed = (
+            to_video.listed_QxK & captions.valid_Q[:, None],
+            to_text.listed_QxK & valid_C[:, None],
+        )
+        code = np.concatenate([(c.astype(np.int64) * count + t)[own] for c, t, own in zip(clips, texts, listed)])
+        pairs, place = np.unique(code, return_inverse=True)
+        blocks = (
+            ((number * self.batch_size, block) for number, block in enumerate(tokens))
+            if tokens is not None
+            else (
+                (number * self.batch_size, jax.device_get(clips))
+                for number, (_, (_, clips)) in enumerate(self._encoded(params))
             )
+        )
+        assert self._scorer is not None
+        logits = self._scorer.score(params, blocks, pairs // count, pairs % count, words, captions.token_mask)[place]
+        out = [np.full(own.shape, np.nan, np.float32) for own in listed]
+        out[0][listed[0]], out[1][listed[1]] = np.split(logits, [int(listed[0].sum())])
         return out
+
+    def _intervals(self, ranks):
+        """`{"direction/metric": [low, high]}` of `{direction: (ranks, groups)}`."""
+        if not self.config.evaluation.bootstrap:
+            return {}
+        found = {}
+        for direction, (ranks_Q, groups_Q) in ranks.items():
+            low, high = statistics.interval(
+                ranks_Q,
+                lambda x: np.array(list(ranking.summarise(x).values())),
+                groups_Q=groups_Q,
+                samples=self.config.evaluation.bootstrap,
+                seed=self.config.seed,
+            )
+            for name, *ends in zip(ranking.METRICS, low.tolist(), high.tolist()):
+                found[f"{direction}/{name}"] = ends
+        return found
 
 
 def table(result: dict[str, Any], title: str) -> str:
-    """The result as text, both directions."""
-    names = [f"R@{k}" for k in RECALLS] + ["median_rank", "mean_rank"]
-    lines = [title, f"{'':16}" + "".join(f"{name:>13}" for name in names)]
-    for direction in ("text_to_video", "video_to_text"):
-        lines.append(f"{direction:16}" + "".join(f"{result[direction][name]:13.2f}" for name in names))
+    """The result as text, both directions, with the 95% intervals below the metrics."""
+    lines = [title, f"{'':14}" + "".join(f"{name:>15}" for name in ranking.METRICS)]
+    for direction in DIRECTIONS:
+        lines.append(f"{direction:14}" + "".join(f"{result[direction][name]:15.2f}" for name in ranking.METRICS))
+        if result["intervals"]:
+            ends = [result["intervals"][f"{direction}/{name}"] for name in ranking.METRICS]
+            lines.append(f"{'  95% interval':14}" + "".join(f"{f'{low:.2f}-{high:.2f}':>15}" for low, high in ends))
+    low, high = result["captions_per_clip"].values()
+    a_clip = f"{low} caption{'s' * (low > 1)} a clip" if low == high else f"{low} to {high} captions a clip"
     note = (
         f"{result['queries']} captions, {result['clips']} clips; chance R@1 {100 / result['clips']:.2f} (text to video)"
+        f"; {a_clip}, {result['words_per_caption']:g} words a caption (median); {result['frames']} frames a clip"
     )
+    if result["intervals"]:
+        note += f"; intervals: {result['bootstrap']} resamples of the clips"
     if result["undecodable"]:
         why = count_kinds((clip["error"], 1) for clip in result["bad_clips"])
         note += f"; {result['undecodable']} clips did not decode and count as missed: {why}"
+    if result["empty_captions"]:
+        note += f"; {result['empty_captions']} captions are empty and count as missed"
     if result["cut_captions"]:
         note += f"; {result['cut_captions']} captions were cut to the model's length"
+    if result["clip_passes"] > 1:
+        note += "; clips were encoded twice, as their tokens exceed config.evaluation.token_gib"
     return "\n".join([*lines, note])
 
 
 def log_scalars(result: dict[str, Any], prefix: str) -> dict[str, float]:
     """The result as flat scalars for the metrics file."""
-    directions: Sequence[str] = ("text_to_video", "video_to_text")
     # TensorBoard refuses the @ of R@1.
-    return {f"{prefix}/{d}/{name.replace('@', '')}": value for d in directions for name, value in result[d].items()}
+    return {f"{prefix}/{d}/{name.replace('@', '')}": value for d in DIRECTIONS for name, value in result[d].items()}
