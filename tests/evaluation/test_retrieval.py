@@ -3,6 +3,7 @@
 import types
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vlp_jax import sharding
 from vlp_jax.evaluation import ranking, retrieval, statistics
 from vlp_jax.input import video
 from vlp_jax.input.sources import Record
+from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
 WORDS = 6  # different texts; the empty one is number 0
@@ -283,3 +285,38 @@ def test_a_tokenizer_is_asked_once_for_all_captions(config):
     assert asked == [[caption for _, caption in ROWS]]
     # "3" twice and "" twice: six distinct texts.
     assert len(captions.token_ids) == 6 and captions.token_ids[captions.text_Q, 1].tolist() == [1, 3, 4, 0, 3, 5, 2, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_recipes_reranking_orders_a_whole_gallery_as_matching_each_pair_does(
+    tiny_config, fake_tokenizer, monkeypatch, dtype
+):
+    changes = {"compute_dtype": dtype, "evaluation.batch_size": 2, "evaluation.bootstrap": 0, "evaluation.frames": 5}
+    config = tiny_config({**changes, "input.max_text_tokens": 3})
+    noise = lambda data, frames, size: np.random.Generator(np.random.Philox(data[0])).integers(
+        0, 256, (frames, size, size, 3), np.uint8
+    )
+    monkeypatch.setattr(video, "decode", lambda data, *, frames, size, **_: noise(data, frames, size))
+    with nnx.use_eager_sharding(False):
+        graph, params = nnx.split(recipe.build(config, fake_tokenizer, nnx.Rngs(0)))
+    rows = [(clip, str(10 + word)) for word, clip in enumerate((0, 1, 2, 3, 4, 0))]
+    mesh = sharding.make_mesh(config)
+    result = retrieval.Retrieval(graph, params, config, Source(rows), Numbers(), mesh, rerank=6).run(params)
+
+    ids, mask, _ = Numbers().encode([text for _, text in rows])
+    every = np.stack([noise(bytes([i]), 5, config.input.image_size) for i in range(5)])
+    clip_P, text_P = np.divmod(np.arange(30, dtype=np.int32), 6)
+
+    @jax.jit
+    def match(params):
+        model = nnx.merge(graph, params)
+        return model.match(model.encode_clip(every), clip_P, model.encode_text(ids, mask)[text_P], mask[text_P])
+
+    logits = np.asarray(match(params)).reshape(5, 6)
+    near = {"float32": 1e-6, "bfloat16": 0.02}[dtype]  # rounding decides between scores that are closer
+    assert np.ptp(logits, axis=0).min() > 3 * near
+    own = np.array([clip for clip, _ in rows])
+    for i, row in enumerate(result["per_query"]):
+        wrong, right = np.delete(logits[:, i], own[i]), logits[own[i], i]
+        assert (wrong > right + near).sum() <= row["text_to_video_rank"] - 1 <= (wrong > right - near).sum()

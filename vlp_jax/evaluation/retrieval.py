@@ -78,7 +78,8 @@ class Retrieval:
 
     Reranking, in both directions: the best `rerank` items of each query by the dual encoder are ordered by the matching
     head alone, still ahead of all others, as Singularity does; a weighting of both scores is no option. A pair that two
-    queries list is matched once.
+    queries list is matched once. Word features of all distinct texts lie in host memory, tokens of the clips as well
+    where they fit `config.evaluation.token_gib`; else the clips are decoded and encoded a second time.
 
     Args:
       graph: the recipe without parameters; it must be a DualEncoder, and a Matcher for `rerank > 0`.
