@@ -237,7 +237,7 @@ def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> t
                 "steps": sum(plan.steps),
                 "flops": sum(speeds[stage.config].total_flops(n, n) for stage, n in stages),
                 "R@1": recall_at_1(test),
-                "intervals": [test[d]["intervals"]["R@1"] for d in ("text_to_video", "video_to_text")],
+                "intervals": [test["intervals"][f"{d}/R@1"] for d in ("text_to_video", "video_to_text")],
                 "compositional": recall_at_1(evaluated(workdir, steps, "test_compositional")),
                 "curve": on_the_way(plan, out, speeds),
             }

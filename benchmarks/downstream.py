@@ -66,7 +66,7 @@ def cell(path: pathlib.Path) -> str:
         return f"{result['accuracy']:.1f} ({low:.1f} to {high:.1f})"
     parts = []
     for direction in ("text_to_video", "video_to_text"):
-        low, high = result[direction]["intervals"]["R@1"]
+        low, high = result["intervals"][f"{direction}/R@1"]
         parts.append(f"{result[direction]['R@1']:.1f} ({low:.1f} to {high:.1f})")
     return " / ".join(parts)
 
@@ -101,7 +101,7 @@ def main() -> None:
         for column in columns:
             log = given.out / f"compare-{files[column].stem}.log"
             log.unlink(missing_ok=True)
-            call([sys.executable, "-m", "vlp_jax.compare", str(found["SMAUG", seed][column]), str(files[column])], log)
+            call([sys.executable, "-m", "vlp_jax.compare", str(files[column]), str(found["SMAUG", seed][column])], log)
             compared = json.loads(log.read_text().splitlines()[-1])
             for name, row in compared["metrics"].items():
                 if name.endswith("R@1") or name == "accuracy":
