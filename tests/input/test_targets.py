@@ -107,6 +107,16 @@ def test_cut_questions_and_cut_answers_are_counted_apart(make, tokenizer):
     assert (item.cut, item.cut_answers) == (room(questions, L), room(in_list, LA)) and item.cut_answers > item.cut > 0
 
 
+def test_worker_processes_make_the_same_targets(make, tokenizer):
+    config, source = make("question_answering", QUESTIONS)
+    here = train(config, source, tokenizer, answers=LIST)
+    config.input.workers = 1
+    there = train(config, source, tokenizer, answers=LIST)
+    assert here.answers == there.answers and here.errors == there.errors
+    for name, value in here.batch.targets.items():
+        np.testing.assert_array_equal(there.batch.targets[name], value)
+
+
 def test_padding_has_no_answer(make, tokenizer):
     config, source = make("question_answering", QUESTIONS[:3])
     _, last = evaluate(config, source, tokenizer, size=2, answers=LIST)
@@ -168,6 +178,13 @@ def test_odd_choices_stay_in_place_with_their_reason_in_training_and_evaluation(
         np.testing.assert_array_equal(item.batch.valid[at], [not p for p in PROBLEMS])
         np.testing.assert_array_equal(item.batch.targets["label"][at], [1, 2, *[-1] * 8])
         assert item.batch.targets["option_ids"].shape == (len(CHOICES), 3, L)
+
+
+def test_a_choice_whose_clip_does_not_decode_keeps_its_label(make, tokenizer):
+    rows = [{"options": ["a", "b"], "answer": 1}, {"video": "/nowhere.mp4", "options": ["a", "b"], "answer": 1}]
+    config, source = make("multiple_choice", rows)
+    (item,) = evaluate(config, source, tokenizer)
+    assert item.batch.valid.tolist() == [True, False] and item.batch.targets["label"].tolist() == [1, 1]
 
 
 def test_options_are_encoded_as_texts_of_their_own(make, tokenizer):
