@@ -100,7 +100,7 @@ def read_captions(
         captions = _read_table(str(path), caption_column, split)
     elif kind == "shards":
         source = ShardSource(str(path), split or "all", caption_key=caption_key)
-        captions = [source.caption(i) for i in range(len(source))]
+        captions = [source.annotation(i).caption for i in range(len(source))]
     elif split:
         raise UserError(f"--split {split!r}: {path} is read as text, which has no splits; leave it out")
     else:

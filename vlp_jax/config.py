@@ -214,6 +214,8 @@ def defaults() -> ml_collections.ConfigDict:
     e.every_steps = 0  # retrieval on `validation_split` during training; 0 never
     e.validation_split = "validation"
     e.rerank = 0  # candidates of each query re-scored by the matching head; 0 ranks by the dual encoder alone
+    # Reranking keeps the tokens of all clips in host memory where they fit, GiB; otherwise clips are encoded twice.
+    e.token_gib = 8.0
     e.frames = 0  # frames of a clip at test; 0 as in training. Temporal positions are interpolated.
     # singularity, matching of several frames: concat (one fusion over all of them) | mean, max, lse of a score for each
     e.ensemble = "concat"
@@ -307,6 +309,13 @@ def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections
     for key, value in config.mixture[name].items():
         if key != "weight" and value is not None:
             own[key] = value
+    return own
+
+
+def evaluated_input(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config.input` as clips are read at test: with `config.evaluation.frames` frames where that is set."""
+    own = config.input.copy_and_resolve_references()
+    own.frames = config.evaluation.frames or own.frames
     return own
 
 

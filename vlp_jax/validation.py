@@ -59,6 +59,7 @@ _RANGES = {
     "evaluation.every_steps": (0, True, None, True),
     "evaluation.rerank": (0, True, None, True),
     "evaluation.frames": (0, True, None, True),
+    "evaluation.token_gib": (0, True, None, True),
     "evaluation.bootstrap": (0, True, None, True),
     "model.temporal.layers": (0, True, None, True),
     "loss.vtc": (0, True, None, True),

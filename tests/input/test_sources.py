@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -66,6 +67,11 @@ def test_tfds_records_hold_bytes_and_text(dataset):
     for r in records:
         i = int(r.clip_id[1:])
         assert r == sources.Record(bytes([0, i, 255]) * 50, f"größe {i}", f"c{i}")
+
+
+def test_annotations_are_the_records_without_their_video(dataset):
+    source = sources.open_source(configure(path=dataset))
+    assert [source.annotation(i) for i in range(7)] == [dataclasses.replace(source[i], video=b"") for i in range(7)]
 
 
 def test_the_split_argument_goes_before_the_config(dataset):
@@ -149,6 +155,21 @@ def test_an_annotation_table_is_a_split_of_one_record_a_row(evaluation_set):
 def test_an_annotated_span_is_a_clip_of_its_own(evaluation_set):
     record = sources.TfdsSource(evaluation_set, "moments")[0]
     assert record == sources.Record(bytes([0, 2, 255]) * 50, "x", "c2#t=1,2.5", (1.0, 2.5))
+
+
+def test_annotations_of_a_table_are_its_records_without_their_video(evaluation_set):
+    for table in ("test_1k", "moments"):
+        source = sources.TfdsSource(evaluation_set, table)
+        whole = [source[i] for i in range(len(source))]
+        assert [source.annotation(i) for i in range(len(source))] == [
+            dataclasses.replace(record, video=b"") for record in whole
+        ]
+
+
+def test_annotations_of_a_table_read_no_clip(evaluation_set, monkeypatch):
+    source = sources.TfdsSource(evaluation_set, "test_1k")
+    monkeypatch.setattr(source, "_builder", lambda: pytest.fail("the records were opened"))
+    assert [source.annotation(i).caption for i in range(len(source))] == ["x", "y", "zä", ""]
 
 
 def test_a_split_of_the_dataset_goes_before_a_table_of_that_name(evaluation_set):

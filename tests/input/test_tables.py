@@ -57,6 +57,7 @@ def test_rows_become_records_relative_to_the_table(tmp_path):
     source = sources.open_source(configure(path=path))
     assert every(source) == [sources.Record(str(tmp_path / video), caption, video) for video, caption, _ in ROWS]
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    assert source.annotation(2) == sources.Record(b"", 'say "go"', "c.mp4")
 
 
 def test_root_and_columns_come_from_the_config(tmp_path):

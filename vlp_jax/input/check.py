@@ -66,6 +66,10 @@ class FolderSource:
         path = self._files[index]
         return sources.Record(path, "", os.path.relpath(path, self._root) if self._root else path)
 
+    def annotation(self, index: int) -> sources.Record:
+        """As `self[index]` with `video` b''."""
+        return dataclasses.replace(self[index], video=b"")
+
 
 def open_parts(
     source: str, config: ml_collections.ConfigDict, split: str = "", every_frame: bool = False

@@ -111,26 +111,35 @@ def evaluation_batches(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
+    records: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[HostBatch, None, None]:
     """Yields each record exactly once, in order, with deterministic frames; `Batch.index` is the record's number.
 
-    The last global batch is padded with rows of valid=False and is_padding=True, whose index is beyond the dataset;
-    process p of P gets the rows `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+    Clips have `config.evaluation.frames` frames where that is set. The last global batch is padded with rows of
+    valid=False and is_padding=True, whose index is beyond the dataset; process p of P gets the rows
+    `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+
+    Args:
+      records: int `[R]`, numbers of the records to read, in this order, instead of all of them.
 
     Raises:
       UserError: `batch_size` is not divisible by P.
     """
     local = _local_rows(batch_size, process_count, "config.evaluation.batch_size")
-    count = len(source)
+    numbers = np.arange(len(source)) if records is None else np.asarray(records)
+    c, count = config_lib.evaluated_input(config), len(numbers)
+
+    def row(i: int) -> tuple[int, int]:
+        return (int(numbers[i]), int(numbers[i])) if i < count else (len(source) + i - count, _PADDING)
 
     def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
         first = step * batch_size + process_index * local
-        return 0, [(i, i if i < count else _PADDING) for i in range(first, first + local)]
+        return 0, [row(i) for i in range(first, first + local)]
 
-    loader = _Loader((Part("", config.input, source),), tokenizer, rows, seed=None)
-    return _stream(loader, 0, math.ceil(count / batch_size), config.input)
+    loader = _Loader((Part("", c, source),), tokenizer, rows, seed=None)
+    return _stream(loader, 0, math.ceil(count / batch_size), c)
 
 
 def probe(mixture: Mixture) -> None:

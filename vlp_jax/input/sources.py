@@ -54,6 +54,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def annotation(self, index: int) -> Record:
+        """As `self[index]`, but `video` is b'': for texts alone, whose clip need not be read."""
+        ...
+
 
 def open_source(input_config: ml_collections.ConfigDict, split: str | None = None) -> Source:
     """Opens the dataset that `config.input` describes.
@@ -169,26 +173,41 @@ class TfdsSource(PerProcess):
         return self._length
 
     def __getitem__(self, index: int) -> Record:
-        if self._data is None:
-            with self._lock:
-                if self._data is None:
-                    self._data = self._builder().as_data_source(self._split)
         if self._rows is None:
-            row = self._data[int(index)]
+            row = self._stored(index)
             return Record(
                 row["video"], row["caption"].decode(errors="replace"), row["clip_id"].decode(errors="replace")
             )
-        from vlp_jax.input.tables import read_span
-
         annotation = self._rows[int(index)]
-        row, span = self._data[annotation["number"]], read_span(annotation)
+        row = self._stored(annotation["number"])
         clip_id = row["clip_id"].decode(errors="replace")
         if clip_id != annotation["video"]:
             raise UserError(
                 f"clips.txt of {self._path} names {annotation['video']!r} where the records hold {clip_id!r}; "
                 "prepare the dataset anew"
             )
-        return Record(row["video"], annotation["caption"], span_id(clip_id, span), span)
+        return _annotated(annotation, row["video"])
+
+    def annotation(self, index: int) -> Record:
+        """As `self[index]` with `video` b''. A row of an annotation table is read alone, a record of a split whole."""
+        if self._rows is None:
+            return dataclasses.replace(self[index], video=b"")
+        return _annotated(self._rows[int(index)], b"")
+
+    def _stored(self, index: int) -> dict[str, Any]:
+        if self._data is None:
+            with self._lock:
+                if self._data is None:
+                    self._data = self._builder().as_data_source(self._split)
+        return self._data[int(index)]
+
+
+def _annotated(row: dict[str, Any], video: bytes) -> Record:
+    """A row of an annotation table, with its clip's bytes."""
+    from vlp_jax.input.tables import read_span
+
+    span = read_span(row)
+    return Record(video, row["caption"], span_id(row["video"], span), span)
 
 
 def annotation_tables(directory: pathlib.Path) -> list[str]:

@@ -104,6 +104,10 @@ class TableSource:
         clip_id = row["video"] if os.path.isabs(row["video"]) else self._prefixes[table] + row["video"]
         return Record(os.path.join(self._roots[table], row["video"]), row["caption"], span_id(clip_id, span), span)
 
+    def annotation(self, index: int) -> Record:
+        """As `self[index]` with `video` b''; neither opens a video."""
+        return dataclasses.replace(self[index], video=b"")
+
 
 def read_span(row: dict[str, Any]) -> tuple[float, float] | None:
     """The span of a row of `open_table`; None where it has none."""
