@@ -47,7 +47,8 @@ def defaults() -> ml_collections.ConfigDict:
     # a glob, or a range such as {00000..00099}.tar
     i.path = ""
     # tfds: a split's name, or that of an annotation table (<name>.jsonl) beside dataset_info.json; table: all, or
-    # column=value|value to keep the rows with those values; shards: all, or shards=first..last, counted from 0
+    # column=value|value to keep the rows with those values; shards: all, or shards=first..last, counted from 0. tfds
+    # and table: followed by [held_out], about 5% of the clips by a hash of their ids, or by [kept], the others
     i.split = "train"
     i.video_root = ""  # table: folder that the video column is relative to; itself relative to the table's folder
     i.video_column = "video"  # table: column holding the video's path

@@ -211,6 +211,7 @@ class Broken:
     """A source whose record 7 cannot be read."""
 
     name = "broken"
+    columns = frozenset({"caption"})
 
     def __init__(self, source):
         self._source = source

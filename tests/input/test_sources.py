@@ -177,11 +177,11 @@ def test_a_split_of_the_dataset_goes_before_a_table_of_that_name(evaluation_set)
     assert len(sources.TfdsSource(evaluation_set, "train")) == 2
 
 
-def test_unknown_split_lists_splits_and_tables_of_captions(evaluation_set):
+def test_unknown_split_lists_splits_and_tables(evaluation_set):
     with pytest.raises(UserError) as caught:
         sources.TfdsSource(evaluation_set, "test_1ka")
     assert re.search(
-        "expected one of clips, train, or of the annotation tables moments, test_1k; did you mean 'test_1k'",
+        "expected one of clips, train, or of the annotation tables moments, qa_test, test_1k; did you mean 'test_1k'",
         str(caught.value),
     )
 
@@ -196,7 +196,7 @@ def test_a_list_of_clips_in_another_order_than_the_records_is_noticed(evaluation
     listed = pathlib.Path(evaluation_set) / "clips.txt"
     listed.write_text("\n".join(reversed(listed.read_text().split())) + "\n")
     source = sources.TfdsSource(evaluation_set, "test_1k")
-    with pytest.raises(UserError, match=r"clips.txt of .* names 'c\d' where the records hold 'c\d'"):
+    with pytest.raises(UserError, match=r"the list of clips of .* names 'c\d' where the records hold 'c\d'"):
         [source[i] for i in range(4)]
 
 

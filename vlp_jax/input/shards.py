@@ -67,6 +67,7 @@ class ShardSource(PerProcess):
 
     def __init__(self, path: str, split: str = "all", *, caption_key: str = ""):
         self.name = f"{path}:{split}"
+        self.columns = frozenset({"caption"})
         self._caption_key = caption_key
         self._paths = _choose(find(path), split, path)
         self._names = _shard_names(self._paths)
