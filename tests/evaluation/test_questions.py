@@ -225,6 +225,21 @@ def test_a_checkpoint_of_retrieval_scores_options_as_its_matching_head_does(run,
         assert rows[f"m{number}"]["predicted"] == str(int(np.argmax(match(item.batch.video, ids, mask))))
 
 
+def test_questions_of_one_name_are_told_apart(run, clips):
+    names = ["a", "b", "a", "", "a", ""]
+    records = [Record(clips[0], "is it", "c", question_id=name, answer="no") for name in names]
+    result, _, _ = run("classifier", Source(records, {"question", "answer", "question_id"}))
+    assert [row["query_id"] for row in result["per_query"]] == ["a#0", "b", "a#1", "c#0", "a#2", "c#1"]
+
+
+def test_without_the_question_options_are_scored_alone(run, choices):
+    rows = lambda result: {row["query_id"]: row["predicted"] for row in result["per_query"] if row["predicted"]}
+    ablated = rows(run("choice", choices(asked=True), input__ablate="text")[0])
+    alone = rows(run("choice", choices(asked=False))[0])
+    assert set(ablated) == {"m0", "m1", "m6", "m8"}
+    assert all(alone[name] == said for name, said in ablated.items())
+
+
 def test_choices_do_not_depend_on_the_batch_size(run, choices):
     whole, _, _ = run("choice", choices(asked=True), evaluation__batch_size=32)
     for size in (1, 5):

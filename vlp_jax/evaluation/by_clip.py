@@ -30,7 +30,8 @@ class Questions:
     Attributes:
       records: Q of them; `video` is b''.
       problems: Q reasons why a record is no example of the task; '' for the well-formed.
-      query_ids: Q names: a question's own, or its clip's and its number among the records of that clip.
+      query_ids: Q different names: a question's own, or its clip's; the number of such a name follows where it has none
+        of its own or where others have the same.
       clip_Q: int64, the clip of each, numbered by first appearance.
       clip_ids: C names.
     """
@@ -94,10 +95,12 @@ class ByClip:
         number: dict[str, int] = {}
         clip_Q = np.array([number.setdefault(record.clip_id, len(number)) for record in records], np.int64)
         seen: collections.Counter[str] = collections.Counter()
-        query_ids = []
+        own, query_ids = collections.Counter(record.question_id for record in records), []
         for record in records:
-            query_ids.append(record.question_id or f"{record.clip_id}#{seen[record.clip_id]}")
-            seen[record.clip_id] += 1
+            name = record.question_id or record.clip_id
+            single = record.question_id and own[record.question_id] == 1
+            query_ids.append(name if single else f"{name}#{seen[name]}")
+            seen[name] += 1
         return Questions(records, [self.task.problem(r) for r in records], query_ids, clip_Q, list(number))
 
     def ask(
@@ -191,6 +194,8 @@ class ByClip:
             "malformed": len(odd),
             "malformed_questions": odd,
             "ablate": self.config.input.ablate,
+            "frames": config_lib.evaluated_input(self.config).frames,
+            "bootstrap": self.config.evaluation.bootstrap,
             **more,
             "per_query": [
                 {
