@@ -52,7 +52,7 @@ def defaults() -> ml_collections.ConfigDict:
     i.split = "train"
     i.video_root = ""  # table: folder that the video column is relative to; itself relative to the table's folder
     i.video_column = "video"  # table: column holding the video's path
-    i.caption_column = "caption"  # table: column holding the caption
+    i.caption_column = "caption"  # table: column holding the caption or question; "" for choices and classes without
     i.start_column = ""  # table: column holding where the clip starts in the video, seconds; "" for whole videos
     i.end_column = ""  # table: column holding where it ends; given together with start_column, or not at all
     i.caption_key = ""  # shards: key of a sample's .json that holds the caption, a.b for b in a; "" takes its .txt

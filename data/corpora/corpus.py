@@ -65,7 +65,8 @@ class Corpus:
         function that yields its clips anew at each call; `Stream` is one that knows their number.
       annotations: evaluation sets: name -> rows, written as `<name>.jsonl`. Retrieval: clip_id, caption and, for a span
         of the video, start and end in seconds. Question answering: question_id, clip_id, question, answer, type.
-        Multiple choice: question_id, clip_id, options, answer (index into options).
+        Multiple choice: question_id, clip_id, options, answer (index into options), and perhaps a question.
+        Classification: clip_id, label.
       missing: ids that the annotations list and the disk lacks; what refers to them is left out above.
       notes: what the user should know, printed: parts left out because their files are absent, counts that differ from
         the official ones. One sentence a line.

@@ -9,7 +9,8 @@ Annotations, each where its file is there:
                                            the test sets of the retrieval tasks, from Singularity's annotations; in the
                                            latter several clips answer each caption
 
-Rows of the first four carry `label_id`, the class of the template in labels.json, 0 to 173.
+Rows of the first four carry their class, the template: `label`, in words, and `label_id`, its number in labels.json, 0
+to 173. They serve classification as well as retrieval.
 """
 
 import pathlib
@@ -105,7 +106,7 @@ def _split(path: pathlib.Path, labels: dict[str, int], labels_path: pathlib.Path
     by_label, by_template = [], []
     for row in listed:
         template = _plain(row["template"])
-        common = {"clip_id": str(row["id"]), "label_id": labels[template]}
+        common = {"clip_id": str(row["id"]), "label": template, "label_id": labels[template]}
         by_label.append(common | {"caption": row["label"]})
         by_template.append(common | {"caption": template})
     return by_label, by_template

@@ -17,7 +17,7 @@ from vlp_jax import processes
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
-VERSION = "1.0.0"  # goes up with every change of the clips, captions or questions
+VERSION = "1.1.0"  # goes up with every change of the clips, captions or questions
 SETTINGS_FILE = "moving_shapes.json"  # see data/output.py
 
 
@@ -59,9 +59,7 @@ def prepare(out: str | os.PathLike, settings: Settings, workers: int = 1) -> str
         with processes.Pool(workers) if workers > 1 else contextlib.nullcontext() as executor:
             clips = _Clips(plan, executor)
             finished = (_write_tfds if settings.format == "tfds" else _write_folder)(partial, clips)
-        test = [scene for scene in plan if scene.split == "test"]
-        if test:
-            questions.write(finished, test)
+        questions.write(finished, plan)
         output.finish(finished, out, SETTINGS_FILE, asked)
     counts = ", ".join(f"{count} {split}" for split, count in settings.counts().items() if count)
     return f"wrote {len(plan)} clips ({counts}) to {out} in {time.monotonic() - start:.0f} s"

@@ -1,14 +1,14 @@
-"""Questions and multiple choice about the clips of a split, made from what happens in them."""
+"""Questions, multiple choice and classes about the clips of each split, made from what happens in them."""
 
 import collections
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-from data.moving_shapes.scenes import COLORS, MOTIONS, SHAPES, SIZES, Event, Scene, caption
+from data.moving_shapes.scenes import COLORS, MOTIONS, SHAPES, SIZES, SPLITS, Event, Scene, caption
 
 _VALUES = {"size": SIZES, "color": tuple(COLORS), "shape": tuple(SHAPES), "motion": MOTIONS}
 _COUNTS = ("zero", "one", "two")
@@ -17,10 +17,31 @@ OPTIONS = 5
 
 
 def write(directory: pathlib.Path, scenes: Sequence[Scene]) -> None:
-    """Writes question_answering.jsonl, answers.json and multiple_choice.jsonl about `scenes` into `directory`."""
-    _write_lines(directory / "question_answering.jsonl", question_answering(scenes))
-    (directory / "answers.json").write_text(json.dumps(ANSWERS, indent=1) + "\n", encoding="utf-8")
-    _write_lines(directory / "multiple_choice.jsonl", map(multiple_choice, scenes))
+    """Writes the annotation tables of `scenes` into `directory`, for each split that has clips.
+
+    `qa_<split>.jsonl`, `mc_<split>.jsonl`, `cls_<split>.jsonl` (where a clip has one event) and `clips_<split>.txt`,
+    the clip ids in the order of the records; `qa_answers.jsonl`, every answer and how often training questions have it.
+    """
+    plan = {split: [scene for scene in scenes if scene.split == split] for split in SPLITS}
+    # What is true of a clip that evaluation asks about is no wrong option in training, or it would be learned as one.
+    evaluated = frozenset(scene.caption for scene in scenes if scene.split != "train")
+    counts: collections.Counter[str] = collections.Counter()
+    for split, clips in plan.items():
+        if not clips:
+            continue
+        asked = question_answering(clips)
+        if split == "train":
+            counts.update(row["answer"] for row in asked)
+        _write_lines(directory / f"qa_{split}.jsonl", asked)
+        forbidden = evaluated if split == "train" else frozenset()
+        _write_lines(directory / f"mc_{split}.jsonl", (multiple_choice(scene, forbidden) for scene in clips))
+        classes = classification(clips)
+        if classes:
+            _write_lines(directory / f"cls_{split}.jsonl", classes)
+        ids = "".join(f"{scene.clip_id}\n" for scene in clips)
+        (directory / f"clips_{split}.txt").write_text(ids, encoding="utf-8")
+    answers = sorted(ANSWERS, key=lambda answer: (-counts[answer], answer))
+    _write_lines(directory / "qa_answers.jsonl", ({"answer": a, "count": counts[a]} for a in answers))
 
 
 def _write_lines(path: pathlib.Path, rows: Iterable[dict]) -> None:
@@ -115,20 +136,20 @@ def _plural(kind: str, value: str) -> str:
 # --- Multiple choice --------------------------------------------------------------------------------------------------
 
 
-def multiple_choice(scene: Scene) -> dict:
+def multiple_choice(scene: Scene, forbidden: Collection[str] = ()) -> dict:
     """Returns question_id, clip_id, options (5 captions, all different) and answer (index of the true one).
 
     Wrong options are near misses: the events in the other order, an attribute swapped between the two objects (the same
     words, bound otherwise), then one attribute of one object changed. A caption says everything about its clip, so
     one that differs is false. None shows a pairing held out from training or a circle that spins, unless the clip has
-    such a pairing itself: a model must not tell wrong options by never having read them.
+    such a pairing itself: a model must not tell wrong options by never having read them. None is among `forbidden`.
     """
     rng = scene.rng(3)
     events = scene.events
     wrong: list[tuple[Event, ...]] = []
 
     def add(option: tuple[Event, ...]) -> None:
-        fits = all(e.possible and (not e.held_out or e in events) for e in option)
+        fits = all(e.possible and (not e.held_out or e in events) for e in option) and caption(option) not in forbidden
         if fits and option != events and option not in wrong and len(wrong) < OPTIONS - 1:
             wrong.append(option)
 
@@ -161,3 +182,11 @@ def _change(events: tuple[Event, ...], kind: str, rng: np.random.Generator) -> t
     others = [value for value in _VALUES[kind] if value != getattr(events[which], kind)]
     changed = _replace(events[which], kind, others[rng.integers(len(others))])
     return tuple(changed if i == which else event for i, event in enumerate(events))
+
+
+# --- Classification ---------------------------------------------------------------------------------------------------
+
+
+def classification(scenes: Sequence[Scene]) -> list[dict]:
+    """Returns clip_id and label of each clip with one event: its motion, which no single frame shows."""
+    return [{"clip_id": scene.clip_id, "label": scene.events[0].motion} for scene in scenes if len(scene.events) == 1]

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import json
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ import tensorflow_datasets as tfds
 
 from data.moving_shapes import builder, questions, render, scenes
 from data.moving_shapes.__main__ import main
+from vlp_jax import config as config_lib
+from vlp_jax.input import sources
 from vlp_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -90,7 +93,10 @@ def test_folder_and_tfds_hold_the_same_bytes_whatever_the_workers(tfds_directory
             assert other["split"] == split
             assert (folder / other["video"]).read_bytes() == row["video"]
             assert (other["caption"], other["attributes"]) == (row["caption"].decode(), row["attributes"].decode())
-    for name in ("question_answering.jsonl", "answers.json", "multiple_choice.jsonl"):
+    tables = {f"{kind}_{split}" for kind in ("qa", "mc", "cls", "clips") for split in SETTINGS.counts()}
+    tables = {f"{name}.txt" if name.startswith("clips") else f"{name}.jsonl" for name in tables} | {"qa_answers.jsonl"}
+    assert {path.name for path in folder.iterdir()} == tables | {"videos", "clips.csv", "moving_shapes.json"}
+    for name in tables:
         assert (folder / name).read_bytes() == (tfds_directory / name).read_bytes()
 
 
@@ -192,7 +198,8 @@ def test_splits_of_no_clips_are_left_out(tmp_path):
     out = tmp_path / "shapes"
     builder.prepare(out, builder.Settings(train=3, validation=0, test=0, compositional=0))
     assert list(records(out)) == ["train"]
-    assert not (out / "multiple_choice.jsonl").exists()
+    assert {path.stem for path in out.glob("*.jsonl")} - {"cls_train"} == {"qa_train", "mc_train", "qa_answers"}
+    assert [path.name for path in out.glob("clips_*.txt")] == ["clips_train.txt"]
 
 
 # --- Splits -----------------------------------------------------------------------------------------------------------
@@ -278,22 +285,28 @@ def answer_by_caption(question, caption):
     return NUMBERS[sum(word == "object" or word in e.values() for e in events)]
 
 
+@pytest.fixture(scope="module", params=["test", "train"])
+def some_scenes(plan, request):
+    """256 clips of a split."""
+    return [scene for scene in plan if scene.split == request.param][:256]
+
+
 @pytest.fixture(scope="module")
 def test_scenes(plan):
     return [scene for scene in plan if scene.split == "test"]
 
 
-def test_answers_follow_from_the_captions(test_scenes):
-    captions = {scene.clip_id: scene.caption for scene in test_scenes}
-    rows = questions.question_answering(test_scenes)
+def test_answers_follow_from_the_captions(some_scenes):
+    captions = {scene.clip_id: scene.caption for scene in some_scenes}
+    rows = questions.question_answering(some_scenes)
     assert len({row["question_id"] for row in rows}) == len(rows)
     for row in rows:
         assert row["answer"] == answer_by_caption(row["question"], captions[row["clip_id"]]), row
 
 
-def test_every_type_of_question_is_there_and_answers_are_balanced(test_scenes):
+def test_every_type_of_question_is_there_and_answers_are_balanced(some_scenes):
     counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for row in questions.question_answering(test_scenes):
+    for row in questions.question_answering(some_scenes):
         counts[row["type"]][row["answer"]] += 1
     assert set(counts) == {"color", "shape", "size", "motion", "count", "order"}
     assert all(set(answers) <= set(questions.ANSWERS) for answers in counts.values())
@@ -337,3 +350,58 @@ def test_wrong_choices_are_near_misses(test_scenes):
             assert scenes.caption(scene.events[::-1]) in row["options"]
     two = sum(len(scene.events) == 2 for scene in test_scenes)
     assert reordered == two and rebound > two
+
+
+def test_no_wrong_choice_in_training_is_true_of_a_clip_of_another_split(tmp_path):
+    plan = scenes.plan({"train": 60, "validation": 300, "test": 300, "test_compositional": 100}, 2)
+    questions.write(tmp_path, plan)
+    evaluated = {scene.caption for scene in plan if scene.split != "train"}
+    captions = {scene.clip_id: scene.caption for scene in plan}
+    train = [scene for scene in plan if scene.split == "train"]
+    unrestricted = {option for scene in train for option in questions.multiple_choice(scene)["options"]}
+    assert unrestricted & evaluated
+    rows = read_lines(tmp_path / "mc_train.jsonl")
+    assert [row["clip_id"] for row in rows] == [scene.clip_id for scene in train]
+    for row in rows:
+        assert len(set(row["options"])) == 5 and not set(row["options"]) & evaluated
+        assert row["options"][row["answer"]] == captions[row["clip_id"]]
+
+
+# --- Classes and tables -----------------------------------------------------------------------------------------------
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_classes_are_the_motions_of_the_clips_with_one_event(plan):
+    train = [scene for scene in plan if scene.split == "train"]
+    rows = questions.classification(train)
+    expected = [(s.clip_id, read(s.caption)[0]["motion"]) for s in train if len(read(s.caption)) == 1]
+    assert [(row["clip_id"], row["label"]) for row in rows] == expected
+    counts = collections.Counter(row["label"] for row in rows)
+    assert len(counts) == 9 and max(counts.values()) <= 1.7 * min(counts.values()), counts
+
+
+def test_the_answer_list_holds_every_answer_most_frequent_in_training_first(tfds_directory):
+    rows = read_lines(tfds_directory / "qa_answers.jsonl")
+    asked = collections.Counter(row["answer"] for row in read_lines(tfds_directory / "qa_train.jsonl"))
+    assert {row["answer"]: row["count"] for row in rows} == {a: asked[a] for a in questions.ANSWERS}
+    assert rows == sorted(rows, key=lambda row: (-row["count"], row["answer"]))
+
+
+def test_tables_of_every_split_open_with_the_clips_of_that_split(tfds_directory):
+    stored = {row["clip_id"].decode(): row["video"] for rows in records(tfds_directory).values() for row in rows}
+    config = config_lib.update(config_lib.defaults(), {"input.path": str(tfds_directory)})
+    for split, count in SETTINGS.counts().items():
+        for table, kind in (("qa", "question_answering"), ("mc", "multiple_choice"), ("cls", "classification")):
+            source = sources.open_source(config.input, f"{table}_{split}")
+            sources.check_task(source, kind, config.input)
+            rows = read_lines(tfds_directory / f"{table}_{split}.jsonl")
+            assert len(source) == len(rows) and (table == "cls" or len({row["clip_id"] for row in rows}) == count)
+            for i, row in enumerate(rows):
+                record = source[i]
+                assert (record.clip_id, record.video) == (row["clip_id"], stored[row["clip_id"]])
+                assert record.caption == row.get("question", "") and record.type == row.get("type", "")
+                assert record.answer == str(row.get("answer", row.get("label")))
+                assert list(record.options) == row.get("options", [])

@@ -223,3 +223,6 @@ def test_every_split_of_a_dataset_directory_is_checked(monkeypatch, tmp_path):
         ("split clips", "clips", False, 6),
     ]
     assert [p.source.split for p in check.open_parts(str(tmp_path), defaults(), "test_1ka")] == ["test_1ka"]
+    choices = lambda path, split: FakeSource(split, frozenset({"options", "answer"}))
+    monkeypatch.setattr(check.sources, "TfdsSource", choices)
+    assert [p.captions for p in check.open_parts(str(tmp_path), defaults(), "mc_test")] == [False]

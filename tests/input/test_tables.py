@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vlp_jax import config as config_lib
 from vlp_jax import validation
-from vlp_jax.input import annotations, sources, table_readers, tables
+from vlp_jax.input import sources, table_readers, tables
 from vlp_jax.types import UserError
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/gmdcsa24"
@@ -326,32 +326,3 @@ def test_real_captions_file_opens_by_subject():
     parts = [sources.open_source(configure(**common, split=f"subject={s}")) for s in "1234"]
     assert len(whole) == 23 == sum(len(p) for p in parts)
     assert all(pathlib.Path(record.video).is_file() for record in every(whole))
-
-
-# --- Annotations of a dataset -----------------------------------------------------------------------------------------
-
-
-def annotate(tmp_path, rows, clips=("c0", "c1", "c2")):
-    (tmp_path / "clips.txt").write_text("".join(f"{c}\n" for c in clips))
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return annotations.open_annotations(tmp_path / "test.jsonl", annotations.clip_lists(tmp_path), {"clips": 3})
-
-
-def test_annotations_know_the_record_of_their_clip(tmp_path):
-    rows = annotate(
-        tmp_path, [{"clip_id": "c2", "caption": "x"}, {"clip_id": "c0", "caption": "y", "start": 1, "end": 2.5}]
-    )
-    assert [rows[i]["number"] for i in range(2)] == [2, 0]
-    assert [tables.read_span(rows[i]) for i in range(2)] == [None, (1.0, 2.5)]
-
-
-def test_annotations_of_unknown_clips_are_counted_and_named(tmp_path):
-    with pytest.raises(UserError, match=r"3 rows are about clips that clips.txt does not list, the first 'd', 'e'"):
-        annotate(tmp_path, [{"clip_id": c, "caption": "x"} for c in ("c0", "d", "e", "d")])
-
-
-def test_a_list_of_clips_must_fit_the_records(tmp_path):
-    with pytest.raises(UserError, match="lists 2 clips where the split `clips` holds 3 records"):
-        annotate(tmp_path, [{"clip_id": "c0", "caption": "x"}], clips=("c0", "c1"))
-    with pytest.raises(UserError, match="lists a clip twice"):
-        annotate(tmp_path, [{"clip_id": "c0", "caption": "x"}], clips=("c0", "c1", "c0"))

@@ -148,7 +148,7 @@ def _find(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 def _is_list(file: pathlib.Path) -> bool:
     columns = annotations.columns_of(file)
-    return "answer" in columns and not columns & {"clip_id", "options"}
+    return "answer" in columns and not columns & {"clip_id", "caption", "question", "options"}
 
 
 def _read(path: pathlib.Path) -> AnswerList:

@@ -73,9 +73,10 @@ class Part:
             )
 
     def _find(self) -> arrow_cache.Blocks:
-        out = pa.array(sorted(chosen(self._source.column("video"))), pa.string())
+        blocks = list(self._source.column("video"))  # ids alone, of tables memory-mapped
+        out = pa.array(sorted(chosen(blocks)), pa.string())
         first = 0
-        for block in self._source.column("video"):
+        for block in blocks:
             mine = pc.is_in(block, value_set=out)
             mine = mine if self._part == "held_out" else pc.invert(mine)
             numbers = pc.add(pc.indices_nonzero(mine).cast(pa.int64()), first)

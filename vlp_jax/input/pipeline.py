@@ -273,7 +273,7 @@ class _Loader:
         ids, mask, cut = self.tokenizer.encode([""] * len(rows) if c.ablate == "text" else captions)
         numbers = np.array([number for _, number in rows], np.int32)
         is_padding = numbers == _PADDING
-        asked, cut_options, cut_answers = task.targets(records, errors, self.tokenizer)
+        asked, cut_options, cut_answers = task.targets(records, self.tokenizer)
         batch = Batch(
             video=frames,
             text_ids=ids,

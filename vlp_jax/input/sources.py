@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,9 @@ from vlp_jax.types import UserError
 # Tasks of which no example has a question, and what they have instead.
 _WITHOUT_QUESTION = {"pretrain": "captions are what it learns from", "classification": "it reads no text"}
 _IDS = 2**12  # clip ids of a block, where they are read from records
+_MANY = 20_000  # records whose reading takes long enough to be announced
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +308,8 @@ class TfdsSource(PerProcess):
         return self._ids_of_records()
 
     def _ids_of_records(self) -> Iterator[pa.Array]:
+        if len(self) > _MANY:
+            _log.warning("%s: all %d records are read once, for the ids of their clips", self.name, len(self))
         for start in range(0, len(self), _IDS):
             stop = min(start + _IDS, len(self))
             yield pa.array([encodable(self[i].clip_id) for i in range(start, stop)], pa.string())

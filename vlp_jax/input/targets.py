@@ -65,16 +65,13 @@ class Task:
         asked = self.has_text and self.ablate != "text"
         return [f"{record.caption} {text}" if asked else text for text in texts]
 
-    def targets(
-        self, records: Sequence[Record], problems: Sequence[str], tokenizer: Tokenizer
-    ) -> tuple[dict[str, np.ndarray], int, int]:
+    def targets(self, records: Sequence[Record], tokenizer: Tokenizer) -> tuple[dict[str, np.ndarray], int, int]:
         """The targets of a batch.
 
         An answer of the list is encoded as the list writes it, so that training and ranking see the same tokens.
 
         Args:
           records: B of them; padding has empty texts.
-          problems: `problem` of each.
 
         Returns:
           `vlp_jax.types.Batch.targets`; how many options were cut to L; how many answers were cut to La.
@@ -86,8 +83,7 @@ class Task:
             texts = [self.choices(record) for record in records]
             ids, mask, cut = tokenizer.encode(list(itertools.chain.from_iterable(texts)))
             shape = (len(records), self.options, ids.shape[1])
-            labels = [UNKNOWN if problem else _option(record) for record, problem in zip(records, problems)]
-            label = np.array(labels, np.int32)
+            label = np.array([UNKNOWN if self.problem(r) else _option(r) for r in records], np.int32)
             return {"option_ids": ids.reshape(shape), "option_mask": mask.reshape(shape), "label": label}, cut, 0
         assert self.answers is not None
         numbers = [self.answers.number(record.answer) for record in records]

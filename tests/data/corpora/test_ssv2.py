@@ -38,15 +38,17 @@ def root(request, tmp_path, put, put_videos):
 def test_labels_and_templates_caption_the_same_clips_and_carry_the_class(root):
     corpus = ssv2.read(root)
     rows = corpus.annotations
+    next_to = {"label": "Holding something next to something", "label_id": 0}
+    up = {"label": "Moving something up", "label_id": 1}
     assert rows["label_train"] == [
-        {"clip_id": "78687", "label_id": 0, "caption": "holding potato next to vicks vaporub bottle"},
-        {"clip_id": "42326", "label_id": 1, "caption": "moving pen up"},
+        {"clip_id": "78687", **next_to, "caption": "holding potato next to vicks vaporub bottle"},
+        {"clip_id": "42326", **up, "caption": "moving pen up"},
     ]
     assert rows["template_train"] == [
-        {"clip_id": "78687", "label_id": 0, "caption": "Holding something next to something"},
-        {"clip_id": "42326", "label_id": 1, "caption": "Moving something up"},
+        {"clip_id": "78687", **next_to, "caption": "Holding something next to something"},
+        {"clip_id": "42326", **up, "caption": "Moving something up"},
     ]
-    assert rows["template_validation"] == [{"clip_id": "7", "label_id": 1, "caption": "Moving something up"}]
+    assert rows["template_validation"] == [{"clip_id": "7", **up, "caption": "Moving something up"}]
     assert rows["label_validation_small"] == [{"clip_id": "7", "caption": "moving cup up"}]
     assert rows["template_validation_small"] == [
         {"clip_id": "7", "caption": "Moving something up"},
