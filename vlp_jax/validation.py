@@ -242,13 +242,25 @@ def _validate_model(c):
             f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
             f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
         )
-    if not any(c.loss.values()):
+    if c.task.kind == "pretrain" and not any(c.loss.values()):
         raise UserError("every weight in config.loss is 0: there is nothing to train")
 
 
 def _validate_task(c):
     for pattern in c.optimizer.trainable:
         _check_pattern("optimizer.trainable", pattern)
+    # Of a task's recipe only the parts exist that the weights of its own loss ask for.
+    if c.task.kind == "question_answering" and not (c.loss.vtm or c.loss.mlm):
+        raise UserError(
+            "config.task.kind = 'question_answering' with config.loss.vtm = 0 and config.loss.mlm = 0: the questions "
+            "are fused with their clips, and these terms decide whether the recipe has fusion layers; set loss.mlm=1 "
+            "(it adds the word head alone), or loss.vtm and loss.vtc"
+        )
+    if c.task.kind == "multiple_choice" and not c.loss.vtm:
+        raise UserError(
+            "config.task.kind = 'multiple_choice' with config.loss.vtm = 0: options are scored by the matching head, "
+            "which the recipe has where loss.vtm is above 0; set loss.vtm=1 and loss.vtc=1"
+        )
     if c.task.kind == "question_answering" and c.task.max_answer_tokens < 3:
         raise UserError(
             f"config.task.max_answer_tokens = {c.task.max_answer_tokens}: expected at least 3, [CLS], a word and [SEP]"
