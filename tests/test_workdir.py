@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 
 def store(config, workdir):
     """What a training command does with its tokenizer before the first step."""
-    path = workdir_lib.check(config, workdir)
+    path = workdir_lib.check(config, workdir, workdir_lib.saved_config(workdir))
     tokenizer = open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase)
     workdir_lib.lock(workdir).close()
     workdir_lib.prepare(config, workdir, tokenizer)
@@ -133,7 +133,7 @@ def test_the_checkpoint_says_what_the_run_is_even_where_its_config_file_is_lost_
         if content is not None:
             config_file.write_text(content)
         with pytest.raises(UserError, match=r"config.model.vision.heads = 2, this command says 4"):
-            workdir_lib.check(other, tmp_path)
+            workdir_lib.check(other, tmp_path, workdir_lib.saved_config(tmp_path))
         store(config, tmp_path)
         assert json.loads(config_file.read_text())["model"]["vision"]["heads"] == 2
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,23 @@ def fail(error: Exception) -> None:
     """Prints the one message and ends the process with status 2."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+class StopSignal:
+    """Remembers SIGTERM or SIGINT until the step in progress is done; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received = ""
+        self._old = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._old[number])
+
+    def restore(self) -> None:
+        """Puts the earlier handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
 
 def check_config_flags(argv: list[str]) -> None:
@@ -108,6 +126,19 @@ def _check_value(key: str, text: str, default: Any) -> None:
         raise UserError(f"--config.{key}={text}: expected {name}, as in {default!r}") from None
 
 
+def open_answers(config: Any, source: Any) -> Any:
+    """The answer list, or the classes, of the config's task; None for a task without one.
+
+    Args:
+      source: the training split, whose answers are taken where `config.task.answers` names no list.
+    """
+    if config.task.kind not in ("question_answering", "classification"):
+        return None
+    from vlp_jax.input.answers import open_answers as open_list
+
+    return open_list(config, source)
+
+
 def set_precision(config: Any) -> None:
     """Applies `config.matmul_precision` to this process."""
     jax.config.update("jax_default_matmul_precision", None if config.matmul_precision == "default" else "highest")
@@ -124,27 +155,37 @@ def check_kernel(config: Any) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """A run restored for evaluation or analysis: the recipe is `state.merge(setup, params)`."""
+    """A run restored for evaluation or analysis: the recipe, or the task's model, is `state.merge(setup, params)`.
+
+    Attributes:
+      answers: its answer list or classes; None for a task without one.
+      metadata: of the checkpoint.
+    """
 
     config: Any
     tokenizer: Any
     setup: state_lib.Setup
     params: Any
     step: int
+    answers: Any
+    metadata: dict[str, Any]
 
 
-def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
+def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = False) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, by the checkpoint's config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
+      best: restore the one that a metric of the validation split chose.
 
     Raises:
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
     """
-    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
-        raise UserError(f"--workdir={workdir}: holds no {workdir_lib.CHECKPOINTS}, so no training run saved one there")
-    checkpoints = checkpoint.Checkpointer(workdir / workdir_lib.CHECKPOINTS, keep=1, asynchronous=False)
+    folder = workdir / (workdir_lib.BEST if best else workdir_lib.CHECKPOINTS)
+    if not folder.is_dir():
+        fix = "; train with config.evaluation.select_by to have one" if best else ""
+        raise UserError(f"--workdir={workdir}: holds no {folder.name}, so no training run saved one there{fix}")
+    checkpoints = checkpoint.Checkpointer(folder, keep=1, asynchronous=False)
     metadata = checkpoints.read_metadata(step)
     config = config_lib.from_json(json.dumps(metadata["config"]))
     tokenizer = tokenizer_lib.open_tokenizer(
@@ -156,8 +197,22 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     if jax.default_backend() != "gpu":
         config_lib.update(config, {"model.attention_kernel": "xla"})
     mesh = sharding.make_mesh(config)
-    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
+    answers = stored_answers(config, workdir)
+    more = {} if answers is None else {"answers": len(answers)}
+    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"], **more)
     part = "params" if setup.abstract.ema is None else "ema"
-    step, params, _ = checkpoints.restore(setup.abstract.evaluated, step, part=part)
+    step, params, metadata = checkpoints.restore(setup.abstract.evaluated, step, part=part)
     checkpoints.close()
-    return Run(config, tokenizer, setup, params, step)
+    return Run(config, tokenizer, setup, params, metadata.get("step", step), answers, metadata)
+
+
+def stored_answers(config: Any, workdir: pathlib.Path) -> Any:
+    """The answer list that a run keeps in its workdir; None for a task without one."""
+    if config.task.kind not in ("question_answering", "classification"):
+        return None
+    from vlp_jax.input.answers import AnswerList
+
+    file = workdir / workdir_lib.ANSWERS
+    if not file.is_file():
+        raise UserError(f"--workdir={workdir} holds a run, but no {file.name}: put back the file it was trained with")
+    return AnswerList.parse(file.read_bytes())
