@@ -239,7 +239,7 @@ def _validate_model(c):
             f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
             f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
         )
-    if not any(c.loss.values()):
+    if c.task.kind == "pretrain" and not any(c.loss.values()):
         raise UserError("every weight in config.loss is 0: there is nothing to train")
 
 
