@@ -18,8 +18,9 @@ import sentencepiece
 
 from vlp_jax.files import write_atomically
 from vlp_jax.input import table_readers
+from vlp_jax.input.annotations import annotation_tables
 from vlp_jax.input.shards import ShardSource
-from vlp_jax.input.sources import annotation_tables, require
+from vlp_jax.input.sources import require
 from vlp_jax.types import UserError
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # ids; [CLS], [SEP] and [MASK] are control symbols, which no text can produce
@@ -100,7 +101,7 @@ def read_captions(
         captions = _read_table(str(path), caption_column, split)
     elif kind == "shards":
         source = ShardSource(str(path), split or "all", caption_key=caption_key)
-        captions = [source.caption(i) for i in range(len(source))]
+        captions = [source.annotation(i).caption for i in range(len(source))]
     elif split:
         raise UserError(f"--split {split!r}: {path} is read as text, which has no splits; leave it out")
     else:
@@ -140,7 +141,7 @@ def _read_tfds(path: pathlib.Path, split: str) -> list[str]:
 
     builder = tfds.builder_from_directory(path)
     if split not in builder.info.splits:
-        tables = [str(path / f"{name}.jsonl") for name in annotation_tables(path)]
+        tables = [str(path / f"{name}.jsonl") for name in annotation_tables(path, "pretrain")]
         hint = f"; the captions of an evaluation set are in tables: --input {' or '.join(tables)}" if tables else ""
         raise UserError(f"--split {split!r}: {path} has {', '.join(builder.info.splits)}{hint}")
     if "caption" not in builder.info.features:

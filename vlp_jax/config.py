@@ -50,7 +50,8 @@ def defaults() -> ml_collections.ConfigDict:
     # a glob, or a range such as {00000..00099}.tar
     i.path = ""
     # tfds: a split's name, or that of an annotation table (<name>.jsonl) beside dataset_info.json; table: all, or
-    # column=value|value to keep the rows with those values; shards: all, or shards=first..last, counted from 0
+    # column=value|value to keep the rows with those values; shards: all, or shards=first..last, counted from 0. tfds
+    # and table: followed by [held_out], about 5% of the clips by a hash of their ids, or by [kept], the others
     i.split = "train"
     i.video_root = ""  # table: folder that the video column is relative to; itself relative to the table's folder
     i.video_column = "video"  # table: column holding the video's path
@@ -221,6 +222,8 @@ def defaults() -> ml_collections.ConfigDict:
     e.every_steps = 0  # the task's metrics (pretrain: retrieval) on `validation_split` during training; 0 never
     e.validation_split = "validation"
     e.rerank = 0  # candidates of each query re-scored by the matching head; 0 ranks by the dual encoder alone
+    # Reranking keeps the tokens of all clips in host memory where they fit, GiB; otherwise clips are encoded twice.
+    e.token_gib = 8.0
     e.frames = 0  # frames of a clip at test; 0 as in training. Temporal positions are interpolated.
     # singularity, matching of several frames: concat (one fusion over all of them) | mean, max, lse of a score for each
     e.ensemble = "concat"
@@ -314,6 +317,13 @@ def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections
     for key, value in config.mixture[name].items():
         if key != "weight" and value is not None:
             own[key] = value
+    return own
+
+
+def evaluated_input(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config.input` as clips are read at test: with `config.evaluation.frames` frames where that is set."""
+    own = config.input.copy_and_resolve_references()
+    own.frames = config.evaluation.frames or own.frames
     return own
 
 

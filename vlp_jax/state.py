@@ -13,7 +13,7 @@ from flax import nnx
 
 from vlp_jax import config as config_lib
 from vlp_jax import optimizer, sharding
-from vlp_jax.recipes import recipe
+from vlp_jax.tasks import task
 from vlp_jax.types import Batch
 
 
@@ -43,7 +43,8 @@ class Setup:
     """A model, its optimiser and where their arrays lie; nothing is allocated.
 
     Attributes:
-      graph: the model without parameters; `nnx.merge(graph, params)` is the recipe.
+      graph: the model without parameters; `nnx.merge(graph, params)` is the recipe, or the
+        task's model on top of it (`tasks.task.build`).
       abstract: TrainState of ShapeDtypeStructs with shardings, for `create` and for restoring.
     """
 
@@ -63,14 +64,17 @@ class Setup:
         return TrainState(params, opt_state, ema)
 
 
-def setup(config: ml_collections.ConfigDict, tokenizer: Any, mesh: jax.sharding.Mesh, steps: int) -> Setup:
+def setup(
+    config: ml_collections.ConfigDict, tokenizer: Any, mesh: jax.sharding.Mesh, steps: int, answers: int = 0
+) -> Setup:
     """Shapes and shardings of a run's state.
 
     Args:
       tokenizer: gives `vocab_size`, `mask_id` and `first_word_id`.
       steps: length of the run, for the learning-rate schedule.
+      answers: length of the answer list, or number of classes, for the heads that need it (`tasks.task.build`).
     """
-    make_model = lambda: recipe.build(config, tokenizer, nnx.Rngs(config.seed))
+    make_model = lambda: task.build(config, tokenizer, nnx.Rngs(config.seed), answers)
     graph, params = sharding.abstract_model(make_model)
     places = sharding.parameter_shardings(params, mesh, config.mesh.rules)
     transform = optimizer.make(config, steps)
@@ -154,5 +158,5 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
 
 
 def merge(run: Setup, params: Any) -> Any:
-    """The recipe with these parameters."""
+    """The recipe, or the task's model, with these parameters."""
     return nnx.merge(run.graph, params)

@@ -61,6 +61,7 @@ _RANGES = {
     "evaluation.every_steps": (0, True, None, True),
     "evaluation.rerank": (0, True, None, True),
     "evaluation.frames": (0, True, None, True),
+    "evaluation.token_gib": (0, True, None, True),
     "evaluation.bootstrap": (0, True, None, True),
     "model.temporal.layers": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
@@ -246,6 +247,18 @@ def _validate_model(c):
 def _validate_task(c):
     for pattern in c.optimizer.trainable:
         _check_pattern("optimizer.trainable", pattern)
+    # Of a task's recipe only the parts exist that the weights of its own loss ask for.
+    if c.task.kind == "question_answering" and not (c.loss.vtm or c.loss.mlm):
+        raise UserError(
+            "config.task.kind = 'question_answering' with config.loss.vtm = 0 and config.loss.mlm = 0: the questions "
+            "are fused with their clips, and these terms decide whether the recipe has fusion layers; set loss.mlm=1 "
+            "(it adds the word head alone), or loss.vtm and loss.vtc"
+        )
+    if c.task.kind == "multiple_choice" and not c.loss.vtm:
+        raise UserError(
+            "config.task.kind = 'multiple_choice' with config.loss.vtm = 0: options are scored by the matching head, "
+            "which the recipe has where loss.vtm is above 0; set loss.vtm=1 and loss.vtc=1"
+        )
     if c.task.kind == "question_answering" and c.task.max_answer_tokens < 3:
         raise UserError(
             f"config.task.max_answer_tokens = {c.task.max_answer_tokens}: expected at least 3, [CLS], a word and [SEP]"

@@ -75,6 +75,7 @@ def test_bad_rows_keep_their_place_with_their_reason(make_clip, model, tiny_conf
 
     class Source:
         name = "rows"
+        columns = frozenset({"caption"})
 
         def __len__(self):
             return len(rows)

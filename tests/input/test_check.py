@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -205,14 +206,20 @@ def test_mistakes_in_the_command_are_explained(arguments, message):
         check.main(arguments)
 
 
+@dataclasses.dataclass
+class FakeSource:
+    split: str
+    columns: frozenset = frozenset({"caption"})
+
+
 def test_every_split_of_a_dataset_directory_is_checked(monkeypatch, tmp_path):
     splits = [{"name": "train", "shardLengths": ["3", "2"]}, {"name": "clips", "shardLengths": ["4"]}]
     splits.append({"name": "empty", "shardLengths": ["0"]})
     (tmp_path / "dataset_info.json").write_text(json.dumps({"splits": splits}))
-    monkeypatch.setattr(check.sources, "TfdsSource", lambda path, split: (path, split))
+    monkeypatch.setattr(check.sources, "TfdsSource", lambda path, split: FakeSource(split))
     parts = check.open_parts(str(tmp_path), update(defaults(), {"input.frames": 6}))
-    assert [(p.name, p.source[1], p.captions, p.frames) for p in parts] == [
+    assert [(p.name, p.source.split, p.captions, p.frames) for p in parts] == [
         ("split train", "train", True, 6),
         ("split clips", "clips", False, 6),
     ]
-    assert [p.source[1] for p in check.open_parts(str(tmp_path), defaults(), "test_1ka")] == ["test_1ka"]
+    assert [p.source.split for p in check.open_parts(str(tmp_path), defaults(), "test_1ka")] == ["test_1ka"]

@@ -18,7 +18,19 @@ def batch(errors, start=0, padding=0, names=None, source=""):
     valid = np.array([not e for e in errors]) & ~is_padding
     data = Batch(empty, empty, empty, valid, np.arange(start, start + size, dtype=np.int32), empty)
     return HostBatch(
-        data, names, [""] * size, [f"videos/{n}" for n in names], errors, is_padding, np.arange(size), source, 0
+        batch=data,
+        clip_ids=names,
+        captions=[""] * size,
+        origins=[f"videos/{n}" for n in names],
+        errors=errors,
+        is_padding=is_padding,
+        records=np.arange(size),
+        source=source,
+        cut=0,
+        question_ids=[""] * size,
+        answers=[""] * size,
+        types=[""] * size,
+        cut_answers=0,
     )
 
 

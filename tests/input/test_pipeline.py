@@ -211,6 +211,7 @@ class Broken:
     """A source whose record 7 cannot be read."""
 
     name = "broken"
+    columns = frozenset({"caption"})
 
     def __init__(self, source):
         self._source = source
@@ -352,6 +353,41 @@ def test_evaluation_frames_are_the_deterministic_ones(config, source, tokenizer)
     config.seed = 99
     assert_same(list(pipeline.evaluation_batches(config, source, tokenizer, batch_size=8)), first)
     np.testing.assert_array_equal(first[0].batch.video[2], video.decode(source[2].video, frames=4, size=16))
+
+
+@pytest.mark.parametrize(("size", "processes"), [(2, 1), (4, 2), (8, 1)])
+def test_evaluation_of_chosen_records_reads_these_alone_and_in_their_order(config, source, tokenizer, size, processes):
+    chosen = np.array([20, 3, 5, 3, 0])
+    parts = [
+        list(
+            pipeline.evaluation_batches(
+                config,
+                source,
+                tokenizer,
+                batch_size=size,
+                records=chosen,
+                process_index=p,
+                process_count=processes,
+            )
+        )
+        for p in range(processes)
+    ]
+    rows = [part[step] for step in range(len(parts[0])) for part in parts]
+    records, index = (np.concatenate(x) for x in zip(*[(r.records, r.batch.index) for r in rows]))
+    np.testing.assert_array_equal(records[:5], chosen)
+    np.testing.assert_array_equal(index[:5], chosen)
+    assert (records[5:] == -1).all() and (index[5:] >= CLIPS).all() and len(set(index[5:])) == len(index) - 5
+    whole = next(iter(pipeline.evaluation_batches(config, source, tokenizer, batch_size=CLIPS)))
+    for field in ("video", "text_ids", "valid"):
+        got = np.concatenate([getattr(r.batch, field) for r in rows])[:5]
+        np.testing.assert_array_equal(got, getattr(whole.batch, field)[chosen])
+
+
+def test_frames_at_test_replace_those_of_training(config, source, tokenizer):
+    config.evaluation.frames = 6
+    (item,) = pipeline.evaluation_batches(config, source, tokenizer, batch_size=2, records=np.array([2, 4]))
+    assert config.input.frames == 4 and item.batch.video.shape[:2] == (2, 6)
+    np.testing.assert_array_equal(item.batch.video[0], video.decode(source[2].video, frames=6, size=16))
 
 
 def test_padding_rows_carry_a_token_so_that_attention_stays_finite(config, source, tokenizer):

@@ -68,6 +68,7 @@ def test_samples_become_records_in_the_order_of_the_shards(corpus):
     source = sources.open_source(config.input, "all")
     expected = [sources.Record(f"<{k}>".encode() * 300, f"caption of {k}", f"{k[:5]}/{k}") for k in keys]
     assert every(source) == expected and not source.problems
+    assert source.annotation(5) == sources.Record(b"", expected[5].caption, expected[5].clip_id)
     config.input.caption_key = "caption"
     assert [r.caption for r in every(sources.open_source(config.input, "all"))] == [
         f"caption of {k}".upper() for k in keys

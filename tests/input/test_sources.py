@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -66,6 +67,11 @@ def test_tfds_records_hold_bytes_and_text(dataset):
     for r in records:
         i = int(r.clip_id[1:])
         assert r == sources.Record(bytes([0, i, 255]) * 50, f"größe {i}", f"c{i}")
+
+
+def test_annotations_are_the_records_without_their_video(dataset):
+    source = sources.open_source(configure(path=dataset))
+    assert [source.annotation(i) for i in range(7)] == [dataclasses.replace(source[i], video=b"") for i in range(7)]
 
 
 def test_the_split_argument_goes_before_the_config(dataset):
@@ -151,16 +157,31 @@ def test_an_annotated_span_is_a_clip_of_its_own(evaluation_set):
     assert record == sources.Record(bytes([0, 2, 255]) * 50, "x", "c2#t=1,2.5", (1.0, 2.5))
 
 
+def test_annotations_of_a_table_are_its_records_without_their_video(evaluation_set):
+    for table in ("test_1k", "moments"):
+        source = sources.TfdsSource(evaluation_set, table)
+        whole = [source[i] for i in range(len(source))]
+        assert [source.annotation(i) for i in range(len(source))] == [
+            dataclasses.replace(record, video=b"") for record in whole
+        ]
+
+
+def test_annotations_of_a_table_read_no_clip(evaluation_set, monkeypatch):
+    source = sources.TfdsSource(evaluation_set, "test_1k")
+    monkeypatch.setattr(source, "_builder", lambda: pytest.fail("the records were opened"))
+    assert [source.annotation(i).caption for i in range(len(source))] == ["x", "y", "zä", ""]
+
+
 def test_a_split_of_the_dataset_goes_before_a_table_of_that_name(evaluation_set):
     annotate(evaluation_set, "train", [{"clip_id": "c0", "caption": "x"}] * 3)
     assert len(sources.TfdsSource(evaluation_set, "train")) == 2
 
 
-def test_unknown_split_lists_splits_and_tables_of_captions(evaluation_set):
+def test_unknown_split_lists_splits_and_tables(evaluation_set):
     with pytest.raises(UserError) as caught:
         sources.TfdsSource(evaluation_set, "test_1ka")
     assert re.search(
-        "expected one of clips, train, or of the annotation tables moments, test_1k; did you mean 'test_1k'",
+        "expected one of clips, train, or of the annotation tables moments, qa_test, test_1k; did you mean 'test_1k'",
         str(caught.value),
     )
 
@@ -175,7 +196,7 @@ def test_a_list_of_clips_in_another_order_than_the_records_is_noticed(evaluation
     listed = pathlib.Path(evaluation_set) / "clips.txt"
     listed.write_text("\n".join(reversed(listed.read_text().split())) + "\n")
     source = sources.TfdsSource(evaluation_set, "test_1k")
-    with pytest.raises(UserError, match=r"clips.txt of .* names 'c\d' where the records hold 'c\d'"):
+    with pytest.raises(UserError, match=r"the list of clips of .* names 'c\d' where the records hold 'c\d'"):
         [source[i] for i in range(4)]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vlp_jax import config as config_lib
 from vlp_jax import validation
-from vlp_jax.input import sources, table_readers, tables
+from vlp_jax.input import annotations, sources, table_readers, tables
 from vlp_jax.types import UserError
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared/data/gmdcsa24"
@@ -57,6 +57,7 @@ def test_rows_become_records_relative_to_the_table(tmp_path):
     source = sources.open_source(configure(path=path))
     assert every(source) == [sources.Record(str(tmp_path / video), caption, video) for video, caption, _ in ROWS]
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    assert source.annotation(2) == sources.Record(b"", 'say "go"', "c.mp4")
 
 
 def test_root_and_columns_come_from_the_config(tmp_path):
@@ -333,7 +334,7 @@ def test_real_captions_file_opens_by_subject():
 def annotate(tmp_path, rows, clips=("c0", "c1", "c2")):
     (tmp_path / "clips.txt").write_text("".join(f"{c}\n" for c in clips))
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tables.open_annotations(tmp_path / "test.jsonl", tmp_path / "clips.txt", 3)
+    return annotations.open_annotations(tmp_path / "test.jsonl", annotations.clip_lists(tmp_path), {"clips": 3})
 
 
 def test_annotations_know_the_record_of_their_clip(tmp_path):

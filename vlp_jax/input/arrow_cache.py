@@ -14,7 +14,7 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -72,6 +72,11 @@ class Rows(PerProcess):
         batches, self.notes = self._map()
         self._length = sum(len(batch) for batch in batches)
 
+    @property
+    def digest(self) -> str:
+        """Names the file by all that it was made from: for the key of what is made of its rows."""
+        return pathlib.Path(self._path).stem
+
     def _fresh(self) -> dict[str, Any]:
         return {"_batches": None, "_ends": [], "_lock": threading.Lock()}
 
@@ -111,6 +116,11 @@ class Rows(PerProcess):
         batch = self._batches[number]
         row = int(index) - (self._ends[number] - len(batch))
         return {name: batch.column(i)[row].as_py() for i, name in enumerate(batch.schema.names)}
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """Yields a column, block by block; mapped anew, so that nothing of it stays in memory."""
+        for batch in self._map()[0]:
+            yield batch.column(name)
 
 
 def open_rows(key: Sequence[Any], schema: pa.Schema, build: Callable[[], Blocks]) -> Rows:

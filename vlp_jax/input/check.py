@@ -46,6 +46,8 @@ class FolderSource:
       path: a folder (searched with its subfolders), a glob, or a file.
     """
 
+    columns: frozenset[str] = frozenset()
+
     def __init__(self, path: str):
         self.name = path
         if os.path.isdir(path):
@@ -66,6 +68,10 @@ class FolderSource:
         path = self._files[index]
         return sources.Record(path, "", os.path.relpath(path, self._root) if self._root else path)
 
+    def annotation(self, index: int) -> sources.Record:
+        """As `self[index]` with `video` b''."""
+        return dataclasses.replace(self[index], video=b"")
+
 
 def open_parts(
     source: str, config: ml_collections.ConfigDict, split: str = "", every_frame: bool = False
@@ -83,10 +89,12 @@ def open_parts(
     if (path / "dataset_info.json").is_file():
         info = json.loads((path / "dataset_info.json").read_text())
         names = [split] if split else [s["name"] for s in info["splits"] if int(sum(map(int, s["shardLengths"])))]
+        config_lib.update(config, {"input.kind": "tfds", "input.path": source})
+        opened = [sources.open_source(config.input, name) for name in names]
         # Split `clips` of an evaluation set holds videos; the captions are in the tables beside it.
         return tuple(
-            scan.Part(f"split {name}", sources.TfdsSource(source, name), captions=name != "clips", **how)
-            for name in names
+            scan.Part(f"split {name}", one, captions=name != "clips" and sources.has_text(one), **how)
+            for name, one in zip(names, opened)
         )
     kind = ""
     if path.suffix in (".csv", ".tsv", ".jsonl"):
@@ -95,7 +103,8 @@ def open_parts(
         kind = "shards"
     if kind:
         config_lib.update(config, {"input.kind": kind, "input.path": source, "input.split": split or "all"})
-        return (scan.Part(source, sources.open_source(config.input), **how),)
+        one = sources.open_source(config.input)
+        return (scan.Part(source, one, captions=sources.has_text(one), **how),)
     if split:
         raise UserError(f"--split={split}: {source!r} is a folder of media, which has no splits")
     if not path.exists() and not glob.glob(source, recursive=True):
@@ -109,7 +118,12 @@ def open_parts(
 def open_config(config: ml_collections.ConfigDict, every_frame: bool = False) -> tuple[scan.Part, ...]:
     """Opens the training sources of a run's config."""
     return tuple(
-        scan.Part(part.name or part.source.name, part.source, **limits(part.config, every_frame))
+        scan.Part(
+            part.name or part.source.name,
+            part.source,
+            captions=sources.has_text(part.source),
+            **limits(part.config, every_frame),
+        )
         for part in open_mixture(config).parts
     )
 

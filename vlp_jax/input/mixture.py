@@ -82,14 +82,17 @@ def open_mixture(config: ml_collections.ConfigDict) -> Mixture:
     """Opens the training sources: those of `config.mixture`, or `config.input` alone where it names none.
 
     Raises:
-      UserError: from opening one of them, with its name.
+      UserError: from opening one of them, or as its records are not those of `config.task.kind`, with its name.
     """
     if not config.mixture:
-        return Mixture((Part("", config.input, sources.open_source(config.input)),))
+        source = sources.open_source(config.input)
+        sources.check_task(source, config.task.kind, config.input)
+        return Mixture((Part("", config.input, source),))
     parts = []
     for name in sorted(config.mixture):
         own = config_lib.source_input(config, name)
         with config_lib.errors_of_source(name):
             source = sources.open_source(own)
+            sources.check_task(source, config.task.kind, own)
         parts.append(Part(name, own, source, config.mixture[name].weight))
     return Mixture(tuple(parts))

@@ -1,4 +1,4 @@
-"""Records to host batches: order, decoding in threads and processes, tokens.
+"""Records to host batches: order, decoding in threads and processes, tokens, a task's targets.
 
 The order is a pure function of (seed, step): step s trains on one source of the mixture, as its n-th batch, and row r
 of it is record `order[n * batch_size + r]` of that source, a permutation per epoch. The augmentation is drawn from
@@ -22,13 +22,16 @@ from absl import flags
 
 from vlp_jax import config as config_lib
 from vlp_jax import processes
-from vlp_jax.input import video
+from vlp_jax.input import sources, targets, video
+from vlp_jax.input.answers import AnswerList
 from vlp_jax.input.mixture import Mixture, Part
 from vlp_jax.input.sources import Record, Source
 from vlp_jax.input.tokenizer import Tokenizer
 from vlp_jax.types import Batch, UserError
 
 _PADDING = -1  # the record number of rows beyond the dataset's end
+_GREY = np.uint8(127)  # what `config.input.ablate = 'video'` shows instead of each pixel
+_ORDER = 1  # sets the draws of `shuffled` apart from those of the augmentation
 
 
 @jax.tree_util.register_dataclass
@@ -37,16 +40,18 @@ class HostBatch:
     """One host's rows of a batch, with what the device does not need.
 
     Attributes:
-      batch: `vlp_jax.types.Batch` of NumPy arrays, B rows. A clip that failed stays in place: zero frames, its own
-        caption, valid=False.
+      batch: `vlp_jax.types.Batch` of NumPy arrays, B rows. A clip that failed, or a question that is none, stays in
+        place: zero frames, its own text, valid=False.
       clip_ids: B names, '' for padding.
-      captions: B texts, '' for padding.
+      captions: B texts, '' for padding; a question's words, also where `config.input.ablate` takes them away.
       origins: B places, the video's path, or the dataset's name where clips are stored in it.
-      errors: B reasons, '' where the clip is fine or the row is padding.
+      errors: B reasons, '' where the example is fine or the row is padding.
       is_padding: bool `[B]`, rows beyond the dataset's end (evaluation only); they are no failures.
       records: int32 `[B]`, record number in the source, -1 for padding.
       source: name of the source in the mixture, '' where there is but one.
-      cut: how many captions were longer than L.
+      cut: how many captions, questions and options were longer than L.
+      question_ids, answers, types: B texts, as `sources.Record` has them; '' where there is none, and for padding.
+      cut_answers: how many answers were longer than La = `config.task.max_answer_tokens`.
     """
 
     batch: Batch
@@ -58,6 +63,10 @@ class HostBatch:
     records: Any
     source: str
     cut: int
+    question_ids: list[str]
+    answers: list[str]
+    types: list[str]
+    cut_answers: int
 
 
 def train_batches(
@@ -69,6 +78,7 @@ def train_batches(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
+    answers: AnswerList | None = None,
 ) -> Generator[HostBatch, None, None]:
     """Yields this process's rows of the batches of steps `[start_step, stop_step)`.
 
@@ -76,8 +86,12 @@ def train_batches(
     `Batch.index` is the example's position in the endless stream. Decoding starts with the first batch asked for;
     closing the generator, or dropping it, ends its threads and processes.
 
+    Args:
+      answers: the list that `config.task.kind` needs for `Batch.targets`: question answering and classification.
+
     Raises:
-      UserError: B is not divisible by P, or the run has more than 2**31 - 1 examples, which `Batch.index` cannot count.
+      UserError: B is not divisible by P, the run has more than 2**31 - 1 examples, which `Batch.index` cannot count, or
+        a source has no records for the task.
     """
     size = config.batch_size
     local = _local_rows(size, process_count, "config.batch_size")
@@ -102,7 +116,8 @@ def train_batches(
         at = int(batch_of[step]) * size + first
         return number, [(step * size + first + i, orders[number][at + i]) for i in range(local)]
 
-    return _stream(_Loader(mixture.parts, tokenizer, rows, seed=config.seed), start_step, stop_step, config.input)
+    loader = _Loader(mixture.parts, _tasks(config, mixture.parts, answers), tokenizer, rows, config.seed, training=True)
+    return _stream(loader, start_step, stop_step, config.input)
 
 
 def evaluation_batches(
@@ -111,26 +126,38 @@ def evaluation_batches(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
+    records: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    answers: AnswerList | None = None,
 ) -> Generator[HostBatch, None, None]:
     """Yields each record exactly once, in order, with deterministic frames; `Batch.index` is the record's number.
 
-    The last global batch is padded with rows of valid=False and is_padding=True, whose index is beyond the dataset;
-    process p of P gets the rows `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+    Clips have `config.evaluation.frames` frames where that is set. The last global batch is padded with rows of
+    valid=False and is_padding=True, whose index is beyond the dataset; process p of P gets the rows
+    `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+
+    Args:
+      records: int `[R]`, numbers of the records to read, in this order, instead of all of them.
+      answers: as in `train_batches`.
 
     Raises:
-      UserError: `batch_size` is not divisible by P.
+      UserError: `batch_size` is not divisible by P, or the source has no records for `config.task.kind`.
     """
     local = _local_rows(batch_size, process_count, "config.evaluation.batch_size")
-    count = len(source)
+    numbers = np.arange(len(source)) if records is None else np.asarray(records)
+    c, count = config_lib.evaluated_input(config), len(numbers)
+
+    def row(i: int) -> tuple[int, int]:
+        return (int(numbers[i]), int(numbers[i])) if i < count else (len(source) + i - count, _PADDING)
 
     def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
         first = step * batch_size + process_index * local
-        return 0, [(i, i if i < count else _PADDING) for i in range(first, first + local)]
+        return 0, [row(i) for i in range(first, first + local)]
 
-    loader = _Loader((Part("", config.input, source),), tokenizer, rows, seed=None)
-    return _stream(loader, 0, math.ceil(count / batch_size), config.input)
+    parts = (Part("", c, source),)
+    loader = _Loader(parts, _tasks(config, parts, answers), tokenizer, rows, config.seed, training=False)
+    return _stream(loader, 0, math.ceil(count / batch_size), c)
 
 
 def probe(mixture: Mixture) -> None:
@@ -183,6 +210,15 @@ def _local_rows(size: int, process_count: int, key: str) -> int:
     return size // process_count
 
 
+def _tasks(
+    config: ml_collections.ConfigDict, parts: tuple[Part, ...], answers: AnswerList | None
+) -> tuple[targets.Task, ...]:
+    for part in parts:
+        with config_lib.errors_of_source(part.name):
+            sources.check_task(part.source, config.task.kind, part.config)
+    return tuple(targets.open_task(config, part.source, answers) for part in parts)
+
+
 def _origin(record: Record, source: Source) -> str:
     return record.video if isinstance(record.video, str) else source.name
 
@@ -198,40 +234,46 @@ class _Loader:
     """Makes the batch of a step; runs in reading threads, of this or of worker processes.
 
     Attributes:
+      tasks: what each of `parts` is asked for.
       rows: step -> number of its source, and `(index, record number or _PADDING)` of each row.
-      seed: None for evaluation.
+      training: whether clips are augmented.
     """
 
     parts: tuple[Part, ...]
+    tasks: tuple[targets.Task, ...]
     tokenizer: Tokenizer
     rows: Callable[[int], tuple[int, list[tuple[int, int]]]]
-    seed: int | None
+    seed: int
+    training: bool
 
     def __post_init__(self):
         budget = self.parts[0].config.cache_gib  # one for all sources
-        self._cache = video.FrameCache(budget) if self.seed is not None and budget else None
+        self._cache = video.FrameCache(budget) if self.training and budget else None
 
     def __call__(self, step: int) -> HostBatch:
         part, rows = self.rows(step)
-        c, source = self.parts[part].config, self.parts[part].source
+        c, source, task = self.parts[part].config, self.parts[part].source, self.tasks[part]
         # Padding gets an empty caption, not an empty row: attention over no token at all would be 0 / 0.
-        records = [Record(b"", "", "") if number == _PADDING else source[number] for _, number in rows]
+        read = source.annotation if c.ablate == "video" else source.__getitem__
+        records = [Record(b"", "", "") if number == _PADDING else read(number) for _, number in rows]
         frames = np.zeros((len(rows), c.frames, c.image_size, c.image_size, 3), np.uint8)
         errors = [""] * len(rows)
         for i, ((index, number), record) in enumerate(zip(rows, records)):
             if number == _PADDING:
                 continue
+            errors[i] = task.problem(record)
+            if errors[i]:
+                continue
             try:
-                if not record.caption:
-                    raise video.VideoError("empty caption")
-                frames[i] = self._decode(c, record, index, (part, number))
+                frames[i] = self._frames(c, record, index, (part, number))
             except video.VideoError as e:
                 errors[i] = str(e)
         captions = [r.caption for r in records]
         clip_ids = [r.clip_id for r in records]
-        ids, mask, cut = self.tokenizer.encode(captions)
+        ids, mask, cut = self.tokenizer.encode([""] * len(rows) if c.ablate == "text" else captions)
         numbers = np.array([number for _, number in rows], np.int32)
         is_padding = numbers == _PADDING
+        asked, cut_options, cut_answers = task.targets(records, errors, self.tokenizer)
         batch = Batch(
             video=frames,
             text_ids=ids,
@@ -239,15 +281,33 @@ class _Loader:
             valid=np.array([not e for e in errors]) & ~is_padding,
             index=np.array([index for index, _ in rows], np.int32),
             positive_id=np.array([_hash31(x) for x in (captions if c.positives == "caption" else clip_ids)], np.int32),
+            targets=asked,
         )
-        origins = ["" if number == _PADDING else _origin(r, source) for (_, number), r in zip(rows, records)]
-        name = self.parts[part].name
-        return HostBatch(batch, clip_ids, captions, origins, errors, is_padding, numbers, name, cut)
+        return HostBatch(
+            batch=batch,
+            clip_ids=clip_ids,
+            captions=captions,
+            origins=["" if number == _PADDING else _origin(r, source) for (_, number), r in zip(rows, records)],
+            errors=errors,
+            is_padding=is_padding,
+            records=numbers,
+            source=self.parts[part].name,
+            cut=cut + cut_options,
+            question_ids=[r.question_id for r in records],
+            answers=[r.answer for r in records],
+            types=[r.type for r in records],
+            cut_answers=cut_answers,
+        )
+
+    def _frames(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, int]) -> np.ndarray:
+        """The frames of a clip, uint8 `[T, H, W, 3]`, or what `config.input.ablate` leaves of them."""
+        if c.ablate == "video":
+            return np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
+        frames = self._decode(c, record, index, key)
+        return frames[shuffled(c.frames, self.seed, key[1])] if c.ablate == "order" else frames
 
     def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, int]) -> np.ndarray:
-        rng = None
-        if self.seed is not None:
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, index))))
+        rng = _generator(self.seed, index) if self.training else None
         return video.decode(
             record.video,
             frames=c.frames,
@@ -261,6 +321,27 @@ class _Loader:
             cache=self._cache,
             key=key,
         )
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def shuffled(frames: int, seed: int, number: int) -> np.ndarray:
+    """The order in which `config.input.ablate = 'order'` shows a record's frames: any but the true one.
+
+    Args:
+      frames: T; one frame stays where it is.
+      number: of the record in its source.
+
+    Returns:
+      int `[T]`, the same at each call.
+    """
+    rng = _generator(seed, number, _ORDER)
+    order = np.arange(frames)
+    while frames > 1 and (order == np.arange(frames)).all():
+        order = rng.permutation(frames)
+    return order
 
 
 def _stream(loader: _Loader, start: int, stop: int, c: ml_collections.ConfigDict) -> Generator[HostBatch, None, None]:

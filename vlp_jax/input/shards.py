@@ -67,6 +67,7 @@ class ShardSource(PerProcess):
 
     def __init__(self, path: str, split: str = "all", *, caption_key: str = ""):
         self.name = f"{path}:{split}"
+        self.columns = frozenset({"caption"})
         self._caption_key = caption_key
         self._paths = _choose(find(path), split, path)
         self._names = _shard_names(self._paths)
@@ -139,11 +140,14 @@ class ShardSource(PerProcess):
 
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
-        return Record(self._read(row, "media"), self._caption(row), f"{self._names[row['shard']]}/{row['key']}")
+        return self._record(row, self._read(row, "media"))
 
-    def caption(self, index: int) -> str:
-        """The caption of sample `index`, without reading its media."""
-        return self._caption(self._rows[index])
+    def annotation(self, index: int) -> Record:
+        """As `self[index]` with `video` b''; the media are not read."""
+        return self._record(self._rows[index], b"")
+
+    def _record(self, row: dict[str, Any], video: bytes) -> Record:
+        return Record(video, self._caption(row), f"{self._names[row['shard']]}/{row['key']}")
 
     def _caption(self, row: dict[str, Any]) -> str:
         if self._caption_key:

@@ -2,16 +2,22 @@
 
 import dataclasses
 import difflib
-import json
 import pathlib
 import threading
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, cast
 
 import ml_collections
+import pyarrow as pa
 
+from vlp_jax.input import annotations, arrow_cache
 from vlp_jax.input.per_process import PerProcess
+from vlp_jax.text import encodable
 from vlp_jax.types import UserError
+
+# Tasks of which no example has a question, and what they have instead.
+_WITHOUT_QUESTION = {"pretrain": "captions are what it learns from", "classification": "it reads no text"}
+_IDS = 2**12  # clip ids of a block, where they are read from records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +52,84 @@ def span_id(clip_id: str, span: tuple[float, float] | None) -> str:
 
 
 class Source(Protocol):
-    """Random access to records; picklable, and opened by each process when it first reads."""
+    """Random access to records; picklable, and opened by each process when it first reads.
 
-    name: str  # for messages: where the records come from
+    Attributes:
+      name: for messages: where the records come from.
+      columns: what the rows hold besides the clip: of caption, question, options, answer, label, type, question_id.
+    """
+
+    name: str
+    columns: frozenset[str]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def annotation(self, index: int) -> Record:
+        """As `self[index]`, but `video` is b'': for texts alone, whose clip need not be read."""
+        ...
+
+
+class Annotated(Source, Protocol):
+    """A source whose clip ids and answers can be read without its clips.
+
+    Attributes:
+      identity: JSON; everything that the rows depend on.
+    """
+
+    @property
+    def identity(self) -> list[Any]: ...
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """Yields, block by block, what all records have of video (the clip_id, without a span), answer or options."""
+        ...
+
+
+def has_text(source: Source) -> bool:
+    """Whether each record has a caption or a question; an empty one is then a bad one."""
+    return bool(source.columns & {"caption", "question"})
+
+
+def check_task(source: Source, kind: str, input_config: ml_collections.ConfigDict) -> None:
+    """Refuses records that are not those of a task, or lack what `input_config.ablate` takes away.
+
+    Args:
+      source: what `input_config` describes, of any split.
+      kind: `config.task.kind`.
+
+    Raises:
+      UserError: naming the columns found, those needed, and what has them.
+    """
+    if not annotations.fits(source.columns, kind):
+        found = ", ".join(sorted(source.columns)) or "none of a task"
+        without = " and no options" if kind == "question_answering" else ""
+        raise UserError(
+            f"config.task.kind = {kind!r} needs rows with {' and '.join(annotations.TASK_COLUMNS[kind])}{without}; "
+            f"{source.name} has {found}: {_where_to_find(source.columns, kind, input_config)}"
+        )
+    if input_config.ablate == "text" and (kind in _WITHOUT_QUESTION or "question" not in source.columns):
+        why = _WITHOUT_QUESTION.get(kind, "its rows have options and no question")
+        raise UserError(
+            f"config.input.ablate = 'text' with config.task.kind = {kind!r} and {source.name}: {why}; "
+            "expected '', 'video' or 'order'"
+        )
+
+
+def _where_to_find(columns: frozenset[str], kind: str, c: ml_collections.ConfigDict) -> str:
+    """What has the rows that a source with `columns` lacks."""
+    if c.kind == "shards":
+        return "tar shards hold captions alone; use a table or a dataset (config.input.kind)"
+    if c.kind == "table":
+        knobs = {"question": "caption_column", "label": "answer_column"}
+        absent = [name for name in annotations.TASK_COLUMNS[kind] if name not in columns]
+        if not absent:
+            return "set config.input.options_column=''"
+        return "set " + " and ".join(f"config.input.{knobs.get(name, name + '_column')}" for name in absent)
+    tables = annotations.annotation_tables(pathlib.Path(c.path), kind)
+    if not tables:
+        return f"no annotation table of {c.path} has them; choose another config.input.path"
+    return f"the tables {', '.join(tables)} of {c.path} have them; choose one as the split"
 
 
 def open_source(input_config: ml_collections.ConfigDict, split: str | None = None) -> Source:
@@ -62,12 +139,23 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
       input_config: `config.input`; see `vlp_jax/config.py`.
       split: instead of `input_config.split`. Kind tfds: a split's name, a TFDS slice such as `train[:10%]`, or the name
         of an annotation table beside it; kind table: `all`, or `column=value|value`; kind shards: `all`, or
-        `shards=first..last`.
+        `shards=first..last`. Of kinds tfds and table, `[held_out]` behind it takes the clips that a hash of their ids
+        sets apart, about 5%, and `[kept]` the others, for sets that have no validation split.
 
     Raises:
       UserError: a path, column, key, feature or split that does not exist (naming those that do), or no record.
     """
     split = input_config.split if split is None else split
+    from vlp_jax.input import held_out  # imports this module
+
+    whole, part = held_out.parse(split)
+    if part:
+        if input_config.kind == "shards":
+            raise UserError(
+                f"split {split!r}: tar shards have no part [{part}]; expected 'all' or 'shards=first..last', or shards "
+                "of their own for validation"
+            )
+        return held_out.Part(cast(Annotated, open_source(input_config, whole)), part)
     if input_config.kind == "tfds":
         return TfdsSource(input_config.path, split)
     if input_config.kind == "table":
@@ -81,6 +169,9 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
             caption_column=input_config.caption_column,
             start_column=input_config.start_column,
             end_column=input_config.end_column,
+            answer_column=input_config.answer_column,
+            options_column=input_config.options_column,
+            type_column=input_config.type_column,
         )
     if input_config.kind == "shards":
         from vlp_jax.input.shards import ShardSource  # imports this module
@@ -92,10 +183,9 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
 class TfdsSource(PerProcess):
     """A split of a TFDS dataset written with file_format='array_record'; features video, caption and clip_id.
 
-    An evaluation set holds every clip once, in the split `clips`, and its captions in annotation tables beside
-    dataset_info.json: `<name>.jsonl`, a line a caption, with clip_id, caption and perhaps start and end (seconds);
-    `clips.txt` lists the clip ids in the order of the records. Where `split` is the name of such a table, a record is a
-    row of it joined with its clip; spans become part of the clip_id as in `tables.TableSource`.
+    An evaluation set holds every clip once, in the split `clips`, and its captions, questions, choices and classes in
+    annotation tables beside dataset_info.json, see `annotations`. Where `split` is the name of such a table, a record
+    is a row of it joined with its clip; spans become part of the clip_id as in `tables.TableSource`.
 
     Args:
       path: directory holding dataset_info.json.
@@ -130,7 +220,8 @@ class TfdsSource(PerProcess):
             )
         require(sorted(info.features), ("video", "caption", "clip_id"), f"config.input.path = {path!r}", "feature")
         self._rows: Any = None  # of the annotation table
-        tables = [] if split in info.splits else annotation_tables(directory)
+        self.columns = frozenset({"caption"})
+        tables = [] if split in info.splits else annotations.annotation_tables(directory)
         if split in tables:
             self._open_annotations(directory, split, info)
             return
@@ -138,6 +229,8 @@ class TfdsSource(PerProcess):
         try:
             self._length = info.splits[split].num_examples
         except (KeyError, ValueError) as e:
+            if (directory / f"{split}.jsonl").is_file():
+                annotations.refuse_other(directory / f"{split}.jsonl")
             more = f", or of the annotation tables {', '.join(tables)}" if tables else ""
             hint = near(split, known + tables)
             raise UserError(f"split {split!r} is not in {path}: expected one of {', '.join(known)}{more}{hint}") from e
@@ -145,17 +238,12 @@ class TfdsSource(PerProcess):
             raise UserError(f"split {split!r} of {path} is empty: choose another of {', '.join(known)}")
 
     def _open_annotations(self, directory: pathlib.Path, table: str, info: Any) -> None:
-        from vlp_jax.input import tables
-
-        if "clips" not in info.splits:
-            raise UserError(
-                f"the annotation table {table!r} of {directory} needs the split `clips`, which is not among "
-                f"{', '.join(sorted(info.splits))}; prepare the dataset anew"
-            )
-        self._split = "clips"
-        count = info.splits["clips"].num_examples
-        self._rows = tables.open_annotations(directory / f"{table}.jsonl", directory / "clips.txt", count)
+        file, lists = directory / f"{table}.jsonl", annotations.clip_lists(directory)
+        counts = {name: split.num_examples for name, split in info.splits.items()}
+        self._rows = annotations.open_annotations(file, lists, counts)
+        self._split = "+".join(lists)
         self._length = len(self._rows)
+        self.columns = annotations.held(annotations.columns_of(file))
 
     def _fresh(self) -> dict[str, Any]:
         return {"_data": None, "_lock": threading.Lock()}
@@ -169,42 +257,64 @@ class TfdsSource(PerProcess):
         return self._length
 
     def __getitem__(self, index: int) -> Record:
+        if self._rows is None:
+            row = self._stored(index)
+            return Record(
+                row["video"], row["caption"].decode(errors="replace"), row["clip_id"].decode(errors="replace")
+            )
+        annotation = self._rows[int(index)]
+        row = self._stored(annotation["number"])
+        clip_id = row["clip_id"].decode(errors="replace")
+        if clip_id != annotation["video"]:
+            raise UserError(
+                f"the list of clips of {self._path} names {annotation['video']!r} where the records hold {clip_id!r}; "
+                "prepare the dataset anew"
+            )
+        return _annotated(annotation, row["video"])
+
+    def annotation(self, index: int) -> Record:
+        """As `self[index]` with `video` b''. A row of an annotation table is read alone, a record of a split whole."""
+        if self._rows is None:
+            return dataclasses.replace(self[index], video=b"")
+        return _annotated(self._rows[int(index)], b"")
+
+    def _stored(self, index: int) -> dict[str, Any]:
         if self._data is None:
             with self._lock:
                 if self._data is None:
                     self._data = self._builder().as_data_source(self._split)
-        if self._rows is None:
-            row = self._data[int(index)]
-            return Record(
-                row["video"], row["caption"].decode(errors="replace"), row["clip_id"].decode(errors="replace")
-            )
-        from vlp_jax.input.tables import read_span
+        return self._data[int(index)]
 
-        annotation = self._rows[int(index)]
-        row, span = self._data[annotation["number"]], read_span(annotation)
-        clip_id = row["clip_id"].decode(errors="replace")
-        if clip_id != annotation["video"]:
-            raise UserError(
-                f"clips.txt of {self._path} names {annotation['video']!r} where the records hold {clip_id!r}; "
-                "prepare the dataset anew"
-            )
-        return Record(row["video"], annotation["caption"], span_id(clip_id, span), span)
+    @property
+    def identity(self) -> list[Any]:
+        """As `Annotated`."""
+        if self._rows is not None:
+            return ["annotations", self._rows.digest]
+        return ["tfds", arrow_cache.identity(pathlib.Path(self._path) / "dataset_info.json"), self._split]
+
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """As `Annotated`; the ids of a split that no list names are read from its records, clips and all."""
+        if self._rows is not None:
+            return self._rows.column(name)
+        if name != "video":
+            raise ValueError(f"{self.name} has no column {name!r}")
+        listed = annotations.clip_lists(pathlib.Path(self._path)).get(self._split)
+        if listed is not None:
+            return iter([annotations.read_list(listed, self._split, {self._split: len(self)})])
+        return self._ids_of_records()
+
+    def _ids_of_records(self) -> Iterator[pa.Array]:
+        for start in range(0, len(self), _IDS):
+            stop = min(start + _IDS, len(self))
+            yield pa.array([encodable(self[i].clip_id) for i in range(start, stop)], pa.string())
 
 
-def annotation_tables(directory: pathlib.Path) -> list[str]:
-    """Names of the tables of captions: `<name>.jsonl` beside a `clips.txt`, whose rows have a clip_id and a caption."""
-    if not (directory / "clips.txt").is_file():
-        return []
-    names = []
-    for file in sorted(directory.glob("*.jsonl")):
-        with file.open("rb") as f:
-            try:
-                row = json.loads(f.readline())
-            except ValueError:
-                continue  # lists of other things, and whoever wrote them knows their form
-        if isinstance(row, dict) and {"clip_id", "caption"} <= row.keys():
-            names.append(file.stem)
-    return names
+def _annotated(row: dict[str, Any], video: bytes) -> Record:
+    """A row of an annotation table, with its clip's bytes."""
+    from vlp_jax.input.tables import read_span, read_task
+
+    span = read_span(row)
+    return Record(video, row["caption"], span_id(row["video"], span), span, **read_task(row))
 
 
 def require(present: Iterable[str], wanted: tuple[str, ...], where: str, what: str, knob: str = "") -> None:

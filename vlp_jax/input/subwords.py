@@ -63,15 +63,20 @@ class Tokenizer(abc.ABC):
         """The file's bytes; `open_tokenizer(serialized, L, lowercase)` restores the tokenizer."""
         return self._data
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    def encode(self, texts: list[str], max_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
         """Returns `[CLS] pieces [SEP]`, padded or cut to L.
+
+        Args:
+          texts: B of them.
+          max_tokens: L, at least 3; that of the tokenizer by default.
 
         Returns:
           ids int32 `[B, L]`; mask bool `[B, L]`, True on tokens, specials included; how many texts were cut.
         """
-        ids = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
+        length = self.max_tokens if max_tokens is None else max_tokens
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
         mask = np.zeros(ids.shape, bool)
-        room = self.max_tokens - 2
+        room = length - 2
         cut = 0
         for row, text in enumerate(texts):
             # A surrogate on its own, half of an emoji cut in two, is no character and has no UTF-8 form.

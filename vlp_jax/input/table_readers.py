@@ -11,7 +11,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +41,13 @@ class Replaced:
         self.count += 1
 
 
-def read(file: str, wanted: list[str], check: Callable[[list[str]], None], replaced: Replaced) -> Iterator[Cells]:
+def read(
+    file: str,
+    wanted: list[str],
+    check: Callable[[list[str]], None],
+    replaced: Replaced,
+    lists: Collection[str] = (),
+) -> Iterator[Cells]:
     """Yields the cells of the columns `wanted`, a block of rows at a time; lines without a character are no rows.
 
     Args:
@@ -50,6 +56,7 @@ def read(file: str, wanted: list[str], check: Callable[[list[str]], None], repla
       check: is given the header's columns, or the keys that the first block of JSON lines has, and raises where one of
         those wanted is not among them. Later lines may lack a key.
       replaced: counts into it.
+      lists: columns that hold lists, whose cells are JSON: written so in CSV and TSV, and made so of JSON lines.
 
     Raises:
       UserError: a row whose number of cells is not the header's, a quotation mark that is never closed, a line that is
@@ -59,7 +66,7 @@ def read(file: str, wanted: list[str], check: Callable[[list[str]], None], repla
     suffix = pathlib.Path(file).suffix.lower()
     if suffix in _DELIMITERS:
         return _read_delimited(file, wanted, check, _DELIMITERS[suffix], replaced)
-    return _read_jsonl(file, wanted, check, replaced)
+    return _read_jsonl(file, wanted, check, replaced, lists)
 
 
 def columns(file: str) -> list[str]:
@@ -195,7 +202,7 @@ def _count(file: str, byte: bytes) -> int:
 
 
 def _read_jsonl(
-    file: str, wanted: list[str], check: Callable[[list[str]], None], replaced: Replaced
+    file: str, wanted: list[str], check: Callable[[list[str]], None], replaced: Replaced, lists: Collection[str]
 ) -> Iterator[Cells]:
     with open(file, "rb") as f:
         numbered = ((i, line) for i, line in enumerate(f, 1) if line.strip())
@@ -210,7 +217,10 @@ def _read_jsonl(
                 if first:
                     present.update(dict.fromkeys(row))
                 for name in wanted:
-                    cells[name].append(_to_cell(file, number, name, row.get(name), replaced))
+                    value = row.get(name)
+                    if name in lists and isinstance(value, list):
+                        value = json.dumps(value)  # ASCII: a surrogate on its own is met where the list is read
+                    cells[name].append(_to_cell(file, number, name, value, replaced))
                 read += len(line)
                 if read > _PARSED_BYTES:
                     break

@@ -37,6 +37,10 @@ class EncodedVideo:
         """`[B, T, D]`: one summary of each slot."""
         return self.tokens[:, :, 0]
 
+    def pooled(self, how: str):
+        """`[B, T, D]`: one feature of each slot, its CLS (`cls`) or the mean of its surviving patches (`mean`)."""
+        return self.cls if how == "cls" else self.tokens[:, :, 1 : 1 + self.kept.shape[-1]].mean(2)
+
 
 def patchify(video_BxFxHxWx3, patch: int, tubelet: int):
     """Cuts a clip into patches, `[B, T, N, P]` with `P = tubelet * patch * patch * 3`; keeps the dtype."""

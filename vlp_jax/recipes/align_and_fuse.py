@@ -219,9 +219,13 @@ class AlignAndFuse(nnx.Module):
         frames, gate, _ = self.select(clips, words_PxLxD[:, 0], clip_P, keys_P)
         return self.fusion(words_PxLxD, mask_PxL, clips.tokens, clip_P, frames, gate)
 
-    def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL) -> jax.Array:
-        """Scores P texts, each against the clip `clip_P` of `clips`: float32 logit of "belongs together", `[P]`."""
-        logits = self.match_head(self.fuse(clips, clip_P, words_PxLxD, mask_PxL)[:, 0])
+    def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
+        """Scores P texts, each against the clip `clip_P` of `clips`: float32 logit of "belongs together", `[P]`.
+
+        Args:
+          keys_P: as in `fuse`.
+        """
+        logits = self.match_head(self.fuse(clips, clip_P, words_PxLxD, mask_PxL, keys_P)[:, 0])
         return logits[:, 1] - logits[:, 0]
 
     def select(self, clips: EncodedVideo, text_PxD, clip_P, keys_P):
@@ -234,8 +238,8 @@ class AlignAndFuse(nnx.Module):
     # -- Helpers -------------------------------------------------------------------------------------------------------
 
     def _embed(self, video: EncodedVideo):
-        m, patches = self.config.model, video.kept.shape[-1]
-        pooled = video.cls if m.vision.pool == "cls" else video.tokens[:, :, 1 : 1 + patches].mean(2)
+        m = self.config.model
+        pooled = video.pooled(m.vision.pool)
         if m.similarity == "frames":
             return contrastive.unit(self.video_projection(pooled)).mean(1)
         return contrastive.unit(self.video_projection(pooled.mean(1)))
