@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from vlp_jax import config as config_lib
 from vlp_jax import warm_start, workdir
 from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.tasks import task
 from vlp_jax.types import UserError
 
 # What `config.init_model` takes from that run. Masking stays this run's own: fine-tuning sees whole clips.
@@ -89,15 +91,27 @@ def parameters(config: Any, params: Any, answers: bytes | None = None) -> tuple[
     Raises:
       UserError: as `warm_start.load`.
     """
-    if config.task.kind == "pretrain":
-        return warm_start.load(config.init_from, tuple(config.init_may_differ), params)
-    from vlp_jax.tasks import task
-
     origin = warm_start.find(config.init_from)
-    saved = origin.metadata().get("config", {}).get("task", {})
-    same = saved.get("kind") == config.task.kind and saved.get("head") == config.task.head
+    saved = origin.metadata()["config"]["task"]
+    same = (saved["kind"], saved["head"]) == (config.task.kind, config.task.head)
     over_a_list = config.task.kind == "classification" or config.task.head == "classifier"
     if same and over_a_list:
         file = origin.workdir / workdir.ANSWERS
         same = answers is not None and file.is_file() and file.read_bytes() == answers
     return warm_start.load(config.init_from, tuple(config.init_may_differ), params, task.origins, same_head=same)
+
+
+def trained_on(config: Any) -> list[dict[str, str]]:
+    """What the model will have trained on, first things first: this run's sources, after those of `config.init_from`.
+
+    Returns:
+      `{path, split, stage}` of each, the path resolved, the stage `pre-trained`, `trained` or `fine-tuned`.
+    """
+    before = []
+    if config.init_from:
+        before = warm_start.find(config.init_from).metadata()["trained_on"]
+        before = [{**item, "stage": "pre-trained"} for item in before]
+    sources = [config_lib.source_input(config, name) for name in sorted(config.mixture)] or [config.input]
+    stage = "fine-tuned" if config.init_from else "trained"
+    own = [{"path": os.path.realpath(i.path), "split": i.split, "stage": stage} for i in sources]
+    return before + [item for item in own if item not in before]

@@ -19,8 +19,11 @@ from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
+from vlp_jax.input import answers as answers_lib
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
+
+_WITH_ANSWERS = ("question_answering", "classification")  # kinds of config.task that choose from a closed list
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
@@ -104,14 +107,14 @@ def check_config_flags(argv: list[str]) -> None:
     for key, equals, value in pairs:
         config_lib.check_key(config, key)
         if equals:
-            _check_value(key, value, config_lib.leaves(config)[key])
+            check_value(f"--config.{key}", value, config_lib.leaves(config)[key])
         # Of a number the last one counts; the flag of a tuple would hold both values, one after the other.
         if keys.count(key) > 1 and isinstance(config_lib.leaves(config)[key], tuple):
             raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 
-def _check_value(key: str, text: str, default: Any) -> None:
-    """Raises UserError where `text` cannot become a value of the default's type."""
+def check_value(flag: str, text: str, default: Any) -> None:
+    """Raises UserError where the text given to `flag` cannot become a value of the default's type."""
     kinds: dict[type, tuple[Callable, str]] = {
         int: (int, "an integer"),
         float: (float, "a number"),
@@ -123,20 +126,12 @@ def _check_value(key: str, text: str, default: Any) -> None:
     try:
         parse(text)
     except (ValueError, SyntaxError):
-        raise UserError(f"--config.{key}={text}: expected {name}, as in {default!r}") from None
+        raise UserError(f"{flag}={text}: expected {name}, as in {default!r}") from None
 
 
-def open_answers(config: Any, source: Any) -> Any:
-    """The answer list, or the classes, of the config's task; None for a task without one.
-
-    Args:
-      source: the training split, whose answers are taken where `config.task.answers` names no list.
-    """
-    if config.task.kind not in ("question_answering", "classification"):
-        return None
-    from vlp_jax.input.answers import open_answers as open_list
-
-    return open_list(config, source)
+def open_answers(config: Any) -> answers_lib.AnswerList | None:
+    """The answer list, or the classes, of the config's task; None for a task without one."""
+    return answers_lib.open_answers(config) if config.task.kind in _WITH_ANSWERS else None
 
 
 def set_precision(config: Any) -> None:
@@ -198,21 +193,18 @@ def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = Fal
         config_lib.update(config, {"model.attention_kernel": "xla"})
     mesh = sharding.make_mesh(config)
     answers = stored_answers(config, workdir)
-    more = {} if answers is None else {"answers": len(answers)}
-    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"], **more)
+    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"], len(answers or ()))
     part = "params" if setup.abstract.ema is None else "ema"
     step, params, metadata = checkpoints.restore(setup.abstract.evaluated, step, part=part)
     checkpoints.close()
     return Run(config, tokenizer, setup, params, metadata.get("step", step), answers, metadata)
 
 
-def stored_answers(config: Any, workdir: pathlib.Path) -> Any:
+def stored_answers(config: Any, workdir: pathlib.Path) -> answers_lib.AnswerList | None:
     """The answer list that a run keeps in its workdir; None for a task without one."""
-    if config.task.kind not in ("question_answering", "classification"):
+    if config.task.kind not in _WITH_ANSWERS:
         return None
-    from vlp_jax.input.answers import AnswerList
-
     file = workdir / workdir_lib.ANSWERS
     if not file.is_file():
         raise UserError(f"--workdir={workdir} holds a run, but no {file.name}: put back the file it was trained with")
-    return AnswerList.parse(file.read_bytes())
+    return answers_lib.AnswerList.parse(file.read_bytes(), str(file))

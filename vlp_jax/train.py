@@ -79,16 +79,15 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     total_steps = config_lib.total_steps(config, len(mixture))
     records = {part.name or "input": len(part.source) for part in mixture.parts}
     tokenizer = tokenizer_lib.open_tokenizer(tokenizer_file, config.input.max_text_tokens, config.input.lowercase)
-    answers = launch.open_answers(config, mixture.parts[0].source)
-    if answers is not None and saved is not None:
-        workdir_lib.check_answers(workdir, answers.serialized())
+    answers = launch.open_answers(config)
+    answer_file = None if answers is None else answers.serialized()
+    if answer_file is not None and saved is not None:
+        workdir_lib.check_answers(workdir, answer_file)
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
-    run = state_lib.setup(
-        config, tokenizer, mesh, total_steps, **({} if answers is None else {"answers": len(answers)})
-    )
+    run = state_lib.setup(config, tokenizer, mesh, total_steps, len(answers or ()))
     lock = workdir_lib.lock(workdir)
-    workdir_lib.prepare(config, workdir, tokenizer, answers and answers.serialized())
+    workdir_lib.prepare(config, workdir, tokenizer, answer_file)
     checkpoints = checkpoint.Checkpointer(
         workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
@@ -96,13 +95,15 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     if checkpoints.latest() is not None:
         step, state, metadata = checkpoints.restore(run.abstract)
         check_plan(metadata, workdir, total_steps, records)
+        history = metadata["trained_on"]
         meters = Meters(metadata["meters"])
         say(f"continuing {workdir} from step {step} of {total_steps}")
     else:
+        history = inherit.trained_on(config)
         with sharding.use_mesh(mesh):
             state = run.create()
             if config.init_from:
-                params, taken = inherit.parameters(config, state.params, answers and answers.serialized())
+                params, taken = inherit.parameters(config, state.params, answer_file)
                 state = dataclasses.replace(
                     state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
                 )
@@ -141,10 +142,10 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
         stop_step=total_steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        **({} if answers is None else {"answers": answers}),
+        answers=answers,
     )
 
-    plan = {"total_steps": total_steps, "records": records, "config": config.to_dict()}
+    plan = {"total_steps": total_steps, "records": records, "trained_on": history, "config": config.to_dict()}
 
     def save(step):
         writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from vlp_jax import checkpoint
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
+from vlp_jax.input import answers as answers_lib
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
@@ -16,7 +17,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # the checkpoint that a metric of the validation split chose
 INIT = "init.json"  # where each parameter of a run that starts from another one comes from
-ANSWERS = "answers.json"  # the answer list, or the classes, of a task
+ANSWERS = answers_lib.FILE_NAME  # the answer list, or the classes, of a task
 
 # Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
 MAY_CHANGE = (
