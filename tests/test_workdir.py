@@ -150,3 +150,23 @@ def test_a_file_in_place_of_the_checkpoints_is_found_before_training(tiny_config
     (tmp_path / workdir_lib.CHECKPOINTS).touch()
     with pytest.raises(UserError, match="checkpoints is a file"):
         store(tiny_config({"input.tokenizer": str(files["vocab.txt"])}), tmp_path)
+
+
+def test_a_run_is_continued_with_its_own_answers_alone(tmp_path):
+    with pytest.raises(UserError, match=r"no answers\.json"):
+        workdir_lib.check_answers(tmp_path, b'["a"]')
+    (tmp_path / workdir_lib.ANSWERS).write_bytes(b'["a", "b"]')
+    workdir_lib.check_answers(tmp_path, b'["a",\n "b"]')
+    for other, words in ((b'["a", "c"]', "number 1: 'b' there, 'c' here"), (b'["a"]', "number 1: 'b' there, the end")):
+        with pytest.raises(UserError, match=words):
+            workdir_lib.check_answers(tmp_path, other)
+
+
+def test_a_best_state_alone_binds_the_workdir_as_a_checkpoint_does(tiny_config, files, tmp_path, save):
+    # Of a run killed after its first evaluation and before its first checkpoint.
+    config = tiny_config({"input.tokenizer": str(files["vocab.txt"])})
+    store(config, tmp_path)
+    save(config, tmp_path)
+    (tmp_path / workdir_lib.CHECKPOINTS).rename(tmp_path / workdir_lib.BEST)
+    with pytest.raises(UserError, match=r"config\.seed = 0, this command says 1"):
+        store(tiny_config({"input.tokenizer": str(files["vocab.txt"]), "seed": 1}), tmp_path)

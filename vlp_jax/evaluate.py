@@ -114,6 +114,8 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         default = config_lib.leaves(config)[key]
         launch.check_value(f"--set={key}", text, default)
         if isinstance(default, bool):
+            if text not in ("True", "False"):
+                raise UserError(f"--set={pair}: expected True or False")
             out[key] = text == "True"
         else:
             out[key] = text if isinstance(default, str) else type(default)(ast.literal_eval(text))
