@@ -39,7 +39,8 @@ class Batch:
       targets: what a task asks for besides the text, by name; {} in pre-training. int32 and bool arrays:
         `question_answering` (text_ids is the question): label `[B]`, the answer's number in the answer list, -1 where
         it is not in the list; answer_ids, answer_mask `[B, La]`, its tokens. `multiple_choice`: option_ids, option_mask
-        `[B, O, L]`, label `[B]`, the true option. `classification`: label `[B]`, -1 for an unknown class.
+        `[B, O, L]`, each option after the question where there is one; label `[B]`, the true option. `classification`:
+        label `[B]`, -1 for an unknown class.
     """
 
     video: Any

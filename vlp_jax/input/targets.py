@@ -29,6 +29,7 @@ class Task:
       options: multiple choice: O, how many options the data set's questions have; otherwise 0.
       answers: the list, for question answering and classification.
       max_answer_tokens: La.
+      ablate: `config.input.ablate`.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Task:
     options: int
     answers: AnswerList | None
     max_answer_tokens: int
+    ablate: str = ""
 
     def problem(self, record: Record) -> str:
         """Why a record is no example of the task; '' where it is one."""
@@ -57,6 +59,12 @@ class Task:
             return f"the answer {record.answer[:40]!r} is none of the options 0 to {self.options - 1}"
         return ""
 
+    def choices(self, record: Record) -> list[str]:
+        """The O texts of a choice, each option after the question where there is one; an odd record is filled up."""
+        texts = (*record.options, *[""] * self.options)[: self.options]
+        asked = self.has_text and self.ablate != "text"
+        return [f"{record.caption} {text}" if asked else text for text in texts]
+
     def targets(
         self, records: Sequence[Record], problems: Sequence[str], tokenizer: Tokenizer
     ) -> tuple[dict[str, np.ndarray], int, int]:
@@ -75,7 +83,7 @@ class Task:
             return {}, 0, 0
         if self.kind == "multiple_choice":
             # An odd record has what it has of options: its row is not valid.
-            texts = [(*record.options, *[""] * self.options)[: self.options] for record in records]
+            texts = [self.choices(record) for record in records]
             ids, mask, cut = tokenizer.encode(list(itertools.chain.from_iterable(texts)))
             shape = (len(records), self.options, ids.shape[1])
             labels = [UNKNOWN if problem else _option(record) for record, problem in zip(records, problems)]
@@ -109,7 +117,8 @@ def open_task(config: ml_collections.ConfigDict, source: Source, answers: Answer
         raise ValueError(f"config.task.kind = {kind!r} needs `answers`: open them by `answers.open_answers`")
     has_text = "question" in source.columns if kind != "pretrain" else True
     options = count_options(source) if kind == "multiple_choice" else 0
-    return Task(kind, has_text and kind != "classification", options, answers, config.task.max_answer_tokens)
+    asks = has_text and kind != "classification"
+    return Task(kind, asks, options, answers, config.task.max_answer_tokens, config.input.ablate)
 
 
 def count_options(source: Source) -> int:
