@@ -7,8 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
-from vlp_jax import optimizer, sharding
+from vlp_jax import checkpoint, optimizer, sharding
+from vlp_jax import state as state_lib
 from vlp_jax.recipes import recipe
+from vlp_jax.types import UserError
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,69 @@ def test_the_global_norm_is_clipped_before_adam_or_not_at_all(tiny_config, clip)
     scale = min(1.0, clip / 5) if clip else 1.0
     np.testing.assert_allclose(moments["a"][0], (1 - config.optimizer.b1) * 3.0 * scale, rtol=1e-5)
     np.testing.assert_allclose(moments["b"][0], (1 - config.optimizer.b1) * 4.0 * scale, rtol=1e-5)
+
+
+FREEZING = {"optimizer.warmup_share": 0.0, "optimizer.learning_rate": 0.1, "optimizer.weight_decay": 0.5}
+
+
+@pytest.fixture(scope="module")
+def frozen_run(tiny_config, fake_tokenizer, random_batch):
+    """State before and after two steps that train the text projection and the matching head alone."""
+    changes = {**FREEZING, "optimizer.trainable": ("text_projection/.*", "match_head/.*"), "optimizer.ema_decay": 0.5}
+    config = tiny_config(changes)
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    with sharding.use_mesh(mesh):
+        run = state_lib.setup(config, fake_tokenizer, mesh, 10)
+        state = run.create()
+        # Negative zeros are kept, too, which adding zero would turn into positive ones.
+        state.params["vision"]["cls"][...] = state.params["vision"]["cls"][...].at[0].set(-0.0)
+        state.ema["vision"]["cls"][...] = jnp.copy(state.params["vision"]["cls"][...])
+        before = {name: np.asarray(leaf).copy() for name, leaf in checkpoint.by_path(state).items()}
+        for seed in range(2):
+            batch = jax.tree.map(jnp.asarray, random_batch(config, seed=seed))
+            state, _ = state_lib.train_step(run)(state, batch, np.asarray(True))
+    return before, checkpoint.by_path(state)
+
+
+def test_frozen_parameters_and_their_average_keep_every_bit_and_the_others_move(frozen_run):
+    before, after = frozen_run
+    moved = {name for name in before if np.asarray(after[name]).tobytes() != before[name].tobytes()}
+    trained = {name for name in before if name.split("/")[1] in ("text_projection", "match_head")}
+    parts = ("params/", "ema/")
+    assert {n for n in moved if n.startswith(parts)} == {n for n in trained if n.startswith(parts)} != set()
+
+
+def test_frozen_parameters_have_no_moments(frozen_run):
+    after = frozen_run[1]
+    for moment in ("/mu/", "/nu/"):
+        assert {n.split(moment)[1].split("/")[0] for n in after if moment in n} == {"text_projection", "match_head"}
+
+
+def test_the_gradient_norm_is_that_of_the_trained_parameters(tiny_config, fake_tokenizer, random_batch):
+    norms = {}
+    for trainable in ((), ("temperature",), ("(?!temperature).*",)):
+        config = tiny_config({**FREEZING, "optimizer.trainable": trainable})
+        mesh = sharding.make_mesh(config, jax.devices()[:1])
+        with sharding.use_mesh(mesh):
+            run = state_lib.setup(config, fake_tokenizer, mesh, 10)
+            batch = jax.tree.map(jnp.asarray, random_batch(config))
+            norms[trainable] = float(state_lib.train_step(run)(run.create(), batch, np.asarray(True))[1]["grad_norm"])
+    everything, one, others = norms.values()
+    assert 0 < one < everything
+    assert np.hypot(one, others) == pytest.approx(everything, rel=1e-5)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_near_names(tiny_config, params):
+    config = tiny_config({"optimizer.trainable": ("match_head/.*", "text_projektion/kernel")})
+    with pytest.raises(UserError, match=r"'text_projektion/kernel'.*text_projection/kernel.*modules are .*vision"):
+        optimizer.trained_mask(config, params)
+    # Whole paths match, not beginnings of them.
+    with pytest.raises(UserError, match="'match_head'"):
+        optimizer.trained_mask(tiny_config({"optimizer.trainable": ("match_head",)}), params)
+
+
+def test_the_summary_counts_what_trains(tiny_config, params):
+    total = sum(x.size for x in jax.tree.leaves(params))
+    assert optimizer.trained_summary(tiny_config(), params) == f"all {total:,} parameters train"
+    some = tiny_config({"optimizer.trainable": ("temperature", "text_projection/bias")})
+    assert optimizer.trained_summary(some, params).startswith(f"17 of {total:,} parameters train, in 2 of ")

@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 
 def store(config, workdir):
     """What a training command does with its tokenizer before the first step."""
-    path = workdir_lib.check(config, workdir)
+    path = workdir_lib.check(config, workdir, workdir_lib.saved_config(workdir))
     tokenizer = open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase)
     workdir_lib.lock(workdir).close()
     workdir_lib.prepare(config, workdir, tokenizer)
@@ -133,7 +133,7 @@ def test_the_checkpoint_says_what_the_run_is_even_where_its_config_file_is_lost_
         if content is not None:
             config_file.write_text(content)
         with pytest.raises(UserError, match=r"config.model.vision.heads = 2, this command says 4"):
-            workdir_lib.check(other, tmp_path)
+            workdir_lib.check(other, tmp_path, workdir_lib.saved_config(tmp_path))
         store(config, tmp_path)
         assert json.loads(config_file.read_text())["model"]["vision"]["heads"] == 2
 
@@ -150,3 +150,23 @@ def test_a_file_in_place_of_the_checkpoints_is_found_before_training(tiny_config
     (tmp_path / workdir_lib.CHECKPOINTS).touch()
     with pytest.raises(UserError, match="checkpoints is a file"):
         store(tiny_config({"input.tokenizer": str(files["vocab.txt"])}), tmp_path)
+
+
+def test_a_run_is_continued_with_its_own_answers_alone(tmp_path):
+    with pytest.raises(UserError, match=r"no answers\.json"):
+        workdir_lib.check_answers(tmp_path, b'["a"]')
+    (tmp_path / workdir_lib.ANSWERS).write_bytes(b'["a", "b"]')
+    workdir_lib.check_answers(tmp_path, b'["a",\n "b"]')
+    for other, words in ((b'["a", "c"]', "number 1: 'b' there, 'c' here"), (b'["a"]', "number 1: 'b' there, the end")):
+        with pytest.raises(UserError, match=words):
+            workdir_lib.check_answers(tmp_path, other)
+
+
+def test_a_best_state_alone_binds_the_workdir_as_a_checkpoint_does(tiny_config, files, tmp_path, save):
+    # Of a run killed after its first evaluation and before its first checkpoint.
+    config = tiny_config({"input.tokenizer": str(files["vocab.txt"])})
+    store(config, tmp_path)
+    save(config, tmp_path)
+    (tmp_path / workdir_lib.CHECKPOINTS).rename(tmp_path / workdir_lib.BEST)
+    with pytest.raises(UserError, match=r"config\.seed = 0, this command says 1"):
+        store(tiny_config({"input.tokenizer": str(files["vocab.txt"]), "seed": 1}), tmp_path)

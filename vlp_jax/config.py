@@ -17,6 +17,9 @@ from ml_collections import config_dict
 
 from vlp_jax.types import UserError
 
+# Ends of a split's name: a part of its clips that training leaves to the choice of a checkpoint, and the rest.
+HELD_OUT, KEPT = "[held_out]", "[kept]"
+
 
 def defaults() -> ml_collections.ConfigDict:
     """Returns a locked ConfigDict holding every knob; this function is the reference of what each one means."""
@@ -99,11 +102,15 @@ def defaults() -> ml_collections.ConfigDict:
     # `input`.
     c.mixture = ml_collections.ConfigDict()
 
-    # -- Start from another run's parameters: its workdir (the newest checkpoint) or WORKDIR/checkpoints/STEP; "" from
-    # random ones. Temporal position tables of another length are interpolated; every other difference is refused but
-    # for parameters whose path matches one of these regular expressions (in full): they start random, or are left out.
+    # -- Start from another run's parameters: its workdir (the newest checkpoint), WORKDIR/best or
+    # WORKDIR/checkpoints/STEP; "" from random ones. Temporal position tables of another length are interpolated, of
+    # text positions the first rows are taken; every other difference is refused but for parameters whose path matches
+    # one of these regular expressions (in full): they start random, or are left out.
     c.init_from = ""
     c.init_may_differ = ()
+    # True: recipe, compute_dtype, input.image_size, input.lowercase and model.* (but model.masking.*) are those of that
+    # run, whatever this config says of them; only the command line overrides (configs/finetune).
+    c.init_model = False
 
     # -- Model.
     c.model = m = ml_collections.ConfigDict()
@@ -212,7 +219,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.evaluation = e = ml_collections.ConfigDict()
     e.split = "test"  # as input.split
     e.batch_size = 64
-    e.every_steps = 0  # retrieval on `validation_split` during training; 0 never
+    e.every_steps = 0  # the task's metrics (pretrain: retrieval) on `validation_split` during training; 0 never
     e.validation_split = "validation"
     e.rerank = 0  # candidates of each query re-scored by the matching head; 0 ranks by the dual encoder alone
     # Reranking keeps the tokens of all clips in host memory where they fit, GiB; otherwise clips are encoded twice.

@@ -1,87 +1,204 @@
-"""Evaluates a checkpoint: `python -m vlp_jax.evaluate --workdir DIR --task retrieval`.
+"""Evaluates a checkpoint: `python -m vlp_jax.evaluate --workdir DIR [--checkpoint best]`.
 
-The model and its sizes come from the checkpoint's own config, the tokenizer from the workdir; flags choose what to
-evaluate on.
+The model and its sizes come from the checkpoint's own config, the tokenizer and the answers from the workdir; flags
+choose what to evaluate, and on what.
 """
 
+import ast
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import urllib.parse
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from flax import nnx
 
+from vlp_jax import best, launch, sharding, validation
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
-from vlp_jax.evaluation import retrieval
+from vlp_jax.evaluation import evaluators
 from vlp_jax.files import write_atomically
 from vlp_jax.input import pipeline, sources
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
-TASKS = ("retrieval", "reconstruction")
+TASKS = (*evaluators.KINDS, "reconstruction")
+
+# What --set may change besides config.evaluation: how records are found and read; the rest is the model's own.
+_MODELS_OWN = ("input.image_size", "input.max_text_tokens", "input.tokenizer", "input.lowercase", "input.frames")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
-flags.DEFINE_integer("checkpoint", None, "Step to evaluate; the newest intact one by default.")
-flags.DEFINE_string("task", "retrieval", f"One of {', '.join(TASKS)}.")
+flags.DEFINE_string(
+    "checkpoint", None, "Step to evaluate, or best: the one that a metric chose; the newest intact one by default."
+)
+flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}; the run's own by default, retrieval of pre-training.")
 flags.DEFINE_string("split", None, "Split to evaluate on; config.evaluation.split by default.")
 flags.DEFINE_string("input_path", None, "Dataset directory, table or shards; config.input.path of the run by default.")
 flags.DEFINE_integer("rerank", None, "Candidates reranked by the matching head; config.evaluation.rerank by default.")
+flags.DEFINE_integer("frames", None, "Frames of a clip; config.evaluation.frames by default, 0 as in training.")
+flags.DEFINE_string("ensemble", None, "How several frames are matched; config.evaluation.ensemble by default.")
+flags.DEFINE_string("ablate", None, "What is taken away: video, text or order; config.input.ablate by default.")
+flags.DEFINE_integer("bootstrap", None, "Resamples behind intervals; config.evaluation.bootstrap by default.")
 flags.DEFINE_integer("batch_size", None, "Clips a step; config.evaluation.batch_size by default.")
+flags.DEFINE_multi_string("set", [], "KEY=VALUE of config.input or config.evaluation, e.g. input.caption_column=text.")
 flags.DEFINE_integer("clips", 4, "Clips in the reconstruction picture.")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
-    if FLAGS.task not in TASKS:
+    if FLAGS.task is not None and FLAGS.task not in TASKS:
         raise UserError(f"--task={FLAGS.task}: expected one of {', '.join(TASKS)}")
     if FLAGS.clips < 1:
         raise UserError(f"--clips={FLAGS.clips}: expected 1 or more")
-    run = launch.open_run(pathlib.Path(FLAGS.workdir), FLAGS.checkpoint)
+    step = FLAGS.checkpoint
+    if step not in (None, "best") and not step.isdecimal():
+        raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
+    run = launch.open_run(
+        pathlib.Path(FLAGS.workdir), int(step) if step not in (None, "best") else None, best=step == "best"
+    )
+    task = FLAGS.task or evaluators.kind_of(run.config.task.kind)
+    history = run.metadata["trained_on"]
     changes = {
         "evaluation.split": FLAGS.split,
         "input.path": FLAGS.input_path,
         "evaluation.rerank": FLAGS.rerank,
+        "evaluation.frames": FLAGS.frames,
+        "evaluation.ensemble": FLAGS.ensemble,
+        "input.ablate": FLAGS.ablate,
+        "evaluation.bootstrap": FLAGS.bootstrap,
         "evaluation.batch_size": FLAGS.batch_size,
+        "evaluation.select_by": "",  # names a metric of the run's own task
     }
     config_lib.update(run.config, {key: value for key, value in changes.items() if value is not None})
+    for key, value in settings(run.config, FLAGS.set).items():
+        config_lib.update(run.config, {key: value})
+    if task in ("retrieval", "reconstruction"):
+        run = recipe_alone(run)
     validation.validate(run.config)
     out = pathlib.Path(FLAGS.workdir) / "evaluation"
     out.mkdir(exist_ok=True)
-    stem = f"{FLAGS.task}_{urllib.parse.quote(run.config.evaluation.split, safe='')}_{run.step}"
-    if FLAGS.input_path is not None:
-        stem += f"_{urllib.parse.quote(os.path.abspath(FLAGS.input_path), safe='')[-100:]}"
-    if FLAGS.task == "retrieval" and run.config.evaluation.rerank:
-        stem += f"_rerank{run.config.evaluation.rerank}"
-    {"retrieval": run_retrieval, "reconstruction": run_reconstruction}[FLAGS.task](run, out / stem)
+    path = out / stem(run.config, task, run.step, FLAGS.checkpoint == "best", FLAGS.input_path, FLAGS.set)
+    if task == "reconstruction":
+        run_reconstruction(run, path)
+    else:
+        run_evaluator(run, task, history, path)
 
 
-def run_retrieval(run, out: pathlib.Path) -> None:
-    """Prints the table of both directions and writes it, with the rank of every query, to `out`.json."""
-    c = run.config
-    source = sources.open_source(c.input, c.evaluation.split)
-    pipeline.probe_source(c.input, source)
-    evaluator = retrieval.Retrieval(
-        run.setup.graph, run.setup.abstract.params, c, source, run.tokenizer, run.setup.mesh, rerank=c.evaluation.rerank
+def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
+    """Parses what --set is given: dotted key -> value of the knob's type.
+
+    Raises:
+      UserError: a key that does not exist or that is the model's own, or a value of another type.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set={pair}: expected KEY=VALUE, such as input.caption_column=text")
+        config_lib.check_key(config, key)
+        if key in _MODELS_OWN or not key.startswith(("input.", "evaluation.")):
+            raise UserError(
+                f"--set={pair}: {key} is the checkpoint's own; what may be set is input.* (but "
+                f"{', '.join(_MODELS_OWN)}) and evaluation.*"
+            )
+        if key in out:
+            raise UserError(f"--set gives {key} twice: {out[key]!r} and {text!r}")
+        default = config_lib.leaves(config)[key]
+        launch.check_value(f"--set={key}", text, default)
+        if isinstance(default, bool):
+            if text not in ("True", "False"):
+                raise UserError(f"--set={pair}: expected True or False")
+            out[key] = text == "True"
+        else:
+            out[key] = text if isinstance(default, str) else type(default)(ast.literal_eval(text))
+    return out
+
+
+def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | None, pairs: list[str]) -> str:
+    """Name of a result's file, without ending; results under other conditions have other names."""
+    e, quote = config.evaluation, lambda text: urllib.parse.quote(text, safe="")
+    parts = [task, quote(e.split), str(step)]
+    parts += ["best"] if is_best else []
+    parts += [quote(os.path.abspath(input_path))[-100:]] if input_path is not None else []
+    parts += [f"rerank{e.rerank}"] if task == "retrieval" and e.rerank else []
+    parts += [f"frames{e.frames}"] if e.frames else []
+    parts += [e.ensemble] if e.ensemble != "concat" else []
+    parts += [f"without-{config.input.ablate}"] if config.input.ablate else []
+    parts += sorted(quote(pair) for pair in pairs)
+    name = "_".join(parts)
+    if len(name) > 200:  # file systems end at 255
+        name = f"{name[:180]}_{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+    return name
+
+
+def training(config: Any, history: list[dict[str, Any]]) -> str:
+    """What the model has seen of the data set `config.input.path`: `zero-shot`, or which of its splits it trained on.
+
+    Args:
+      history: `inherit.trained_on` of the run.
+    """
+    here = os.path.realpath(config.input.path)
+    seen = [(h["stage"], h["split"]) for h in history if h["path"] == here]
+    if not seen:
+        return "zero-shot"
+    return " and ".join(f"{stage} on its split {split}" for stage, split in seen)
+
+
+def recipe_alone(run: launch.Run) -> launch.Run:
+    """The recipe of a task's run, as a pre-training run has it."""
+    if run.config.task.kind == "pretrain":
+        return run
+    graph, abstract = nnx.split(nnx.merge(run.setup.graph, run.setup.abstract.params).recipe)
+    setup = dataclasses.replace(run.setup, graph=graph, abstract=state_lib.TrainState(abstract, None, None))
+    config_lib.update(run.config, {"task.kind": "pretrain", "optimizer.trainable": ()})
+    return dataclasses.replace(run, setup=setup, params=run.params["recipe"], answers=None)
+
+
+def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out: pathlib.Path) -> None:
+    """Prints the table of a task's metrics and writes it, with a row for every query, to `out`.json."""
+    c, e = run.config, run.config.evaluation
+    source = sources.open_source(c.input, e.split)
+    pipeline.probe_source(config_lib.evaluated_input(c), source)
+    module, evaluator = evaluators.make(
+        task, run.setup.graph, run.setup.abstract.params, c, source, run.tokenizer, run.setup.mesh, run.answers
     )
     result = evaluator.run(run.params)
-    title = f"{c.name}, step {run.step}, {c.evaluation.split} of {c.input.path}, zero-shot retrieval"
-    if c.evaluation.rerank:
-        title += f", top {c.evaluation.rerank} reranked"
-    print(retrieval.table(result, title))
+    selected = run.metadata.get("selected")
+    how = training(c, history)
+    title = f"{c.name}, step {run.step}"
+    title += f" ({best.describe(run.metadata)})" if selected else ""
+    title += f", {e.split} of {c.input.path}, {task.replace('_', ' ')}: {how}"
+    title += f", top {e.rerank} reranked" if task == "retrieval" and e.rerank else ""
+    title += f", {e.frames} frames" if e.frames else ""
+    title += f", {e.ensemble} of the frames' scores" if e.ensemble != "concat" else ""
+    title += f", without {c.input.ablate}" if c.input.ablate else ""
+    title += ", a part of the training split" if e.split.endswith(config_lib.HELD_OUT) else ""
+    print(module.table(result, title))
+    details = {
+        "task": task,
+        "step": run.step,
+        "selected": selected,
+        "split": e.split,
+        "dataset": c.input.path,
+        "training": how,
+        "frames": e.frames or c.input.frames,
+        "ensemble": e.ensemble,
+        "ablate": c.input.ablate,
+    }
     path = out.with_name(out.name + ".json")
-    details = {"step": run.step, "split": c.evaluation.split, "dataset": c.input.path, **result}
-    write_atomically(path, json.dumps(details, indent=1).encode())
-    print(f"per-query ranks: {path}")
+    write_atomically(path, json.dumps({**details, **result}, indent=1).encode())
+    print(f"every query: {path}")
 
 
-def run_reconstruction(run, out: pathlib.Path) -> None:
+def run_reconstruction(run: launch.Run, out: pathlib.Path) -> None:
     """Writes a picture of masked input, reconstruction and kept tokens to `out`.png."""
     c, setup = run.config, run.setup
     source = sources.open_source(c.input, c.evaluation.split)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,11 @@ from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
+from vlp_jax.input import answers as answers_lib
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
+
+_WITH_ANSWERS = ("question_answering", "classification")  # kinds of config.task that choose from a closed list
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:
@@ -54,6 +58,23 @@ def fail(error: Exception) -> None:
     sys.exit(2)
 
 
+class StopSignal:
+    """Remembers SIGTERM or SIGINT until the step in progress is done; a second one ends the process at once."""
+
+    def __init__(self):
+        self.received = ""
+        self._old = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._old[number])
+
+    def restore(self) -> None:
+        """Puts the earlier handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
 def check_config_flags(argv: list[str]) -> None:
     """Checks `--config.a.b=value` names against the config file before absl does, for a message with a suggestion.
 
@@ -86,14 +107,14 @@ def check_config_flags(argv: list[str]) -> None:
     for key, equals, value in pairs:
         config_lib.check_key(config, key)
         if equals:
-            _check_value(key, value, config_lib.leaves(config)[key])
+            check_value(f"--config.{key}", value, config_lib.leaves(config)[key])
         # Of a number the last one counts; the flag of a tuple would hold both values, one after the other.
         if keys.count(key) > 1 and isinstance(config_lib.leaves(config)[key], tuple):
             raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 
-def _check_value(key: str, text: str, default: Any) -> None:
-    """Raises UserError where `text` cannot become a value of the default's type."""
+def check_value(flag: str, text: str, default: Any) -> None:
+    """Raises UserError where the text given to `flag` cannot become a value of the default's type."""
     kinds: dict[type, tuple[Callable, str]] = {
         int: (int, "an integer"),
         float: (float, "a number"),
@@ -105,7 +126,12 @@ def _check_value(key: str, text: str, default: Any) -> None:
     try:
         parse(text)
     except (ValueError, SyntaxError):
-        raise UserError(f"--config.{key}={text}: expected {name}, as in {default!r}") from None
+        raise UserError(f"{flag}={text}: expected {name}, as in {default!r}") from None
+
+
+def open_answers(config: Any) -> answers_lib.AnswerList | None:
+    """The answer list, or the classes, of the config's task; None for a task without one."""
+    return answers_lib.open_answers(config) if config.task.kind in _WITH_ANSWERS else None
 
 
 def set_precision(config: Any) -> None:
@@ -124,27 +150,37 @@ def check_kernel(config: Any) -> None:
 
 @dataclasses.dataclass
 class Run:
-    """A run restored for evaluation or analysis: the recipe is `state.merge(setup, params)`."""
+    """A run restored for evaluation or analysis: the recipe, or the task's model, is `state.merge(setup, params)`.
+
+    Attributes:
+      answers: its answer list or classes; None for a task without one.
+      metadata: of the checkpoint.
+    """
 
     config: Any
     tokenizer: Any
     setup: state_lib.Setup
     params: Any
     step: int
+    answers: Any
+    metadata: dict[str, Any]
 
 
-def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
+def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = False) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, by the checkpoint's config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
+      best: restore the one that a metric of the validation split chose.
 
     Raises:
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
     """
-    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
-        raise UserError(f"--workdir={workdir}: holds no {workdir_lib.CHECKPOINTS}, so no training run saved one there")
-    checkpoints = checkpoint.Checkpointer(workdir / workdir_lib.CHECKPOINTS, keep=1, asynchronous=False)
+    folder = workdir / (workdir_lib.BEST if best else workdir_lib.CHECKPOINTS)
+    if not folder.is_dir():
+        fix = "; train with config.evaluation.select_by to have one" if best else ""
+        raise UserError(f"--workdir={workdir}: holds no {folder.name}, so no training run saved one there{fix}")
+    checkpoints = checkpoint.Checkpointer(folder, keep=1, asynchronous=False)
     metadata = checkpoints.read_metadata(step)
     config = config_lib.from_json(json.dumps(metadata["config"]))
     tokenizer = tokenizer_lib.open_tokenizer(
@@ -156,8 +192,19 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> Run:
     if jax.default_backend() != "gpu":
         config_lib.update(config, {"model.attention_kernel": "xla"})
     mesh = sharding.make_mesh(config)
-    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"])
+    answers = stored_answers(config, workdir)
+    setup = state_lib.setup(config, tokenizer, mesh, metadata["total_steps"], len(answers or ()))
     part = "params" if setup.abstract.ema is None else "ema"
-    step, params, _ = checkpoints.restore(setup.abstract.evaluated, step, part=part)
+    step, params, metadata = checkpoints.restore(setup.abstract.evaluated, step, part=part)
     checkpoints.close()
-    return Run(config, tokenizer, setup, params, step)
+    return Run(config, tokenizer, setup, params, metadata.get("step", step), answers, metadata)
+
+
+def stored_answers(config: Any, workdir: pathlib.Path) -> answers_lib.AnswerList | None:
+    """The answer list that a run keeps in its workdir; None for a task without one."""
+    if config.task.kind not in _WITH_ANSWERS:
+        return None
+    file = workdir / workdir_lib.ANSWERS
+    if not file.is_file():
+        raise UserError(f"--workdir={workdir} holds a run, but no {file.name}: put back the file it was trained with")
+    return answers_lib.AnswerList.parse(file.read_bytes(), str(file))

@@ -1,11 +1,14 @@
-"""AdamW with decoupled decay on matrices only, linear warm-up, cosine decay and gradient clipping."""
+"""AdamW with decoupled decay on matrices only, linear warm-up, cosine decay, gradient clipping, and what is frozen."""
 
+import difflib
+import re
 from typing import Any
 
 import jax
 import ml_collections
 import optax
-from flax import nnx
+
+from vlp_jax.types import UserError
 
 DECAYED = ("kernel", "embedding")
 
@@ -23,19 +26,80 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     )
 
 
+def names(params: Any) -> Any:
+    """A tree as `params` whose leaves are their paths, e.g. "vision/embed/kernel"."""
+
+    def name(path, _):
+        # nnx.Variable holds its array as an attribute.
+        path = path[:-1] if path[-1] == jax.tree_util.GetAttrKey("value") else path
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    return jax.tree_util.tree_map_with_path(name, params)
+
+
 def decay_mask(params: Any) -> Any:
     """True for kernels and embedding tables; biases, norms, positions, tokens and the temperature do not decay.
 
     Names decide, not ranks: stacked layers give every bias a second dimension.
     """
-    flat = nnx.to_flat_state(params)
-    return jax.tree.unflatten(jax.tree.structure(params), [path[-1] in DECAYED for path, _ in flat])
+    return jax.tree.map(lambda name: name.rsplit("/", 1)[-1] in DECAYED, names(params))
+
+
+def trained_mask(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """True for the parameters that train: those whose whole path matches one of `config.optimizer.trainable`.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A tree as `params` of Python bools, all True where the config names none.
+
+    Raises:
+      UserError: a pattern matches no parameter; it names the nearest ones.
+    """
+    patterns = tuple(config.optimizer.trainable)
+    named = names(params)
+    known = jax.tree.leaves(named)
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in known):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3)
+            modules = sorted({name.split("/")[0] for name in known})
+            hint = f"; near it are {', '.join(near)}" if near else ""
+            raise UserError(
+                f"config.optimizer.trainable holds {pattern!r}, which matches the whole path of no parameter{hint}; "
+                f"the model's modules are {', '.join(modules)}, and {modules[0] + '/.*'!r} matches all of one"
+            )
+    return jax.tree.map(lambda name: not patterns or any(re.fullmatch(p, name) for p in patterns), named)
+
+
+def trained_summary(config: ml_collections.ConfigDict, params: Any) -> str:
+    """One line that says how many parameters train; raises as `trained_mask`."""
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(trained_mask(config, params))))
+    total = sum(leaf.size for leaf, _ in pairs)
+    trained = [leaf.size for leaf, trains in pairs if trains]
+    if len(trained) == len(pairs):
+        return f"all {total:,} parameters train"
+    return (
+        f"{sum(trained):,} of {total:,} parameters train, in {len(trained)} of {len(pairs)} arrays "
+        f"(config.optimizer.trainable = {tuple(config.optimizer.trainable)})"
+    )
 
 
 def make(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Builds the optimiser of a run of `steps` steps."""
+    """Builds the optimiser of a run of `steps` steps.
+
+    Parameters that do not train (`config.optimizer.trainable`) have no moments, do not decay, and take no part in the
+    gradient's norm; their updates are zero.
+    """
     o = config.optimizer
-    return optax.chain(
+    transform = optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
         optax.adamw(schedule(config, steps), o.b1, o.b2, weight_decay=o.weight_decay, mask=decay_mask),
+    )
+    if not o.trainable:
+        return transform
+    frozen = lambda params: jax.tree.map(lambda trains: not trains, trained_mask(config, params))
+    return optax.chain(
+        optax.masked(transform, lambda params: trained_mask(config, params)),
+        optax.masked(optax.set_to_zero(), frozen),
     )

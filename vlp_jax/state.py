@@ -79,8 +79,15 @@ def setup(
     places = sharding.parameter_shardings(params, mesh, config.mesh.rules)
     transform = optimizer.make(config, steps)
     opt_state = jax.eval_shape(transform.init, params)
+    # A parameter that does not train has an `optax.MaskedNode` in place of its moments.
+    masked = lambda x: isinstance(x, optax.MaskedNode)
     opt_places = optax.tree_map_params(
-        transform, lambda _, place: place, opt_state, places, transform_non_params=lambda _: sharding.replicated(mesh)
+        transform,
+        lambda moment, place: moment if masked(moment) else place,
+        opt_state,
+        places,
+        transform_non_params=lambda _: sharding.replicated(mesh),
+        is_leaf=masked,
     )
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     params = jax.tree.map(place, params, places)
@@ -106,6 +113,9 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
     """
     config = run.config
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 is the parameters' own
+    trains = optimizer.trained_mask(config, run.abstract.params)
+    # By selection, not by adding zeros: frozen parameters keep every bit.
+    only_trained = lambda new, old: jax.tree.map(lambda trains, new, old: new if trains else old, trains, new, old)
 
     def loss_of(params, batch):
         out = nnx.merge(run.graph, params).loss(batch, key, masked)
@@ -129,14 +139,16 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
 
     def step(state, batch, good):
         (loss, sums), grads = gradients(state.params, batch)
+        # Nothing reads the other gradients, so that XLA drops what computes them.
+        grads = only_trained(grads, jax.tree.map(jnp.zeros_like, grads))
         grad_norm = optax.tree.norm(grads)
         finite = good & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = run.transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = only_trained(optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
             decay = config.optimizer.ema_decay
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+            ema = only_trained(jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params), params)
         new = TrainState(params, opt_state, ema)
         state = jax.tree.map(functools.partial(jnp.where, finite), new, state)
         return state, {**sums, "loss": loss, "grad_norm": grad_norm, "finite": finite}

@@ -1,4 +1,4 @@
-"""Pre-trains: `python -m vlp_jax.train --config configs/smaug.py:tiny --workdir DIR`.
+"""Pre-trains or fine-tunes: `python -m vlp_jax.train --config configs/smaug.py:tiny --workdir DIR`.
 
 Any field of the config can be set on the command line, e.g. `--config.optimizer.learning_rate=3e-4`. Killing the
 process at any moment and running the same command again continues from the newest intact checkpoint.
@@ -8,8 +8,8 @@ import dataclasses
 import json
 import math
 import pathlib
-import signal
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -18,11 +18,13 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from vlp_jax import checkpoint, launch, optimizer, sharding, validation, warm_start
+from vlp_jax import best as best_lib
+from vlp_jax import checkpoint, inherit, launch, optimizer, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
-from vlp_jax.evaluation import retrieval
+from vlp_jax.evaluation import evaluators
+from vlp_jax.files import write_atomically
 from vlp_jax.input import ledger as ledger_lib
 from vlp_jax.input import mixture as mixture_lib
 from vlp_jax.input import pipeline, sources
@@ -41,16 +43,24 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
     config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
-    train(config, workdir)
+    train(config, workdir, config_flags.get_override_values(FLAGS["config"]))
 
 
-def train(config: Any, workdir: pathlib.Path) -> None:
-    """Runs or continues one pre-training run.
+def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> None:
+    """Runs or continues one run.
+
+    Args:
+      given: dotted keys of the config that the command line sets.
 
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
     """
     # -- Config, workdir, data -----------------------------------------------------------------------------------------
+    main_process = jax.process_index() == 0
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
+    saved = workdir_lib.saved_config(workdir)
+    if config.init_model:
+        say(inherit.model_config(config, given, saved))
     validation.validate(config)
     if jax.process_count() > 1:
         raise UserError(
@@ -58,53 +68,49 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         )
     launch.set_precision(config)
     launch.check_kernel(config)
-    stop = StopSignal()
+    stop = launch.StopSignal()
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
-    main_process = jax.process_index() == 0
-    say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
 
+    inherited = inherit.tokenizer_file(config) if config.init_from and saved is None else None
+    tokenizer_file = workdir_lib.check(config, workdir, saved, inherited)
     mixture = mixture_lib.open_mixture(config)
     pipeline.probe(mixture)
     total_steps = config_lib.total_steps(config, len(mixture))
     records = {part.name or "input": len(part.source) for part in mixture.parts}
-    tokenizer = tokenizer_lib.open_tokenizer(
-        workdir_lib.check(config, workdir), config.input.max_text_tokens, config.input.lowercase
-    )
+    tokenizer = tokenizer_lib.open_tokenizer(tokenizer_file, config.input.max_text_tokens, config.input.lowercase)
+    answers = launch.open_answers(config)
+    answer_file = None if answers is None else answers.serialized()
+    if answer_file is not None and saved is not None:
+        workdir_lib.check_answers(workdir, answer_file)
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
-    run = state_lib.setup(config, tokenizer, mesh, total_steps)
+    run = state_lib.setup(config, tokenizer, mesh, total_steps, len(answers or ()))
     lock = workdir_lib.lock(workdir)
-    workdir_lib.prepare(config, workdir, tokenizer)
+    workdir_lib.prepare(config, workdir, tokenizer, answer_file)
     checkpoints = checkpoint.Checkpointer(
         workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
     step, meters = 0, Meters()
     if checkpoints.latest() is not None:
         step, state, metadata = checkpoints.restore(run.abstract)
-        if metadata["total_steps"] != total_steps:
-            raise UserError(
-                f"the run in {workdir} was planned for {metadata['total_steps']} steps, this command gives "
-                f"{total_steps} ({len(mixture)} examples in {mixture.name}); continue with the same data and "
-                "length, or use a new --workdir"
-            )
-        if metadata["records"] != records:
-            raise UserError(
-                f"the run in {workdir} trains on {metadata['records']} records, the data now holds {records}: the rest "
-                "of the run would see other examples than planned; restore the data, or use a new --workdir"
-            )
+        check_plan(metadata, workdir, total_steps, records)
+        history = metadata["trained_on"]
         meters = Meters(metadata["meters"])
         say(f"continuing {workdir} from step {step} of {total_steps}")
     else:
+        history = inherit.trained_on(config)
         with sharding.use_mesh(mesh):
             state = run.create()
             if config.init_from:
-                params, taken_over = warm_start.load(config.init_from, tuple(config.init_may_differ), state.params)
+                params, taken = inherit.parameters(config, state.params, answer_file)
                 state = dataclasses.replace(
                     state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
                 )
-                say(taken_over)
+                say(str(taken))
+                write_atomically(workdir / workdir_lib.INIT, json.dumps(taken.to_json(), indent=1).encode())
         say(progress_lib.parameter_overview(run.abstract.params))
+        say(optimizer.trained_summary(config, run.abstract.params))
     say(
         f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(mixture)} clips in {mixture.name}, "
         f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
@@ -114,7 +120,15 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     writers = writers_lib.Writers(workdir, enabled=main_process)
     writers.truncate_after(step)
     ledger = ledger_lib.Ledger(workdir / "ledger.jsonl" if main_process else None, config.input.max_bad_share)
-    evaluator = make_evaluator(config, run, tokenizer) if config.evaluation.every_steps else None
+    evaluator: Any = None
+    evaluate: Any = None
+    if config.evaluation.every_steps:
+        evaluate, evaluator = make_evaluator(config, run, tokenizer, answers)
+        if config.evaluation.validation_split.endswith(config_lib.HELD_OUT):
+            say(f"validation on {config.evaluation.validation_split}: a part of the training split, kept from training")
+    best = best_lib.Best(workdir, config) if config.evaluation.select_by else None
+    if best and best.metadata:
+        check_plan(best.metadata, workdir, total_steps, records)
     step_at = state_lib.train_steps(run, total_steps)
     learning_rate = optimizer.schedule(config, total_steps)
     part_of = mixture.schedule(total_steps)
@@ -128,15 +142,14 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         stop_step=total_steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        answers=answers,
     )
+
+    plan = {"total_steps": total_steps, "records": records, "trained_on": history, "config": config.to_dict()}
 
     def save(step):
         writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again
-        checkpoints.save(
-            step,
-            state,
-            {"total_steps": total_steps, "records": records, "meters": meters.pending, "config": config.to_dict()},
-        )
+        checkpoints.save(step, state, {**plan, "meters": meters.pending})
 
     def report(done):
         """Reads the metrics of a finished step; called after the next one is dispatched, so that devices never idle."""
@@ -184,7 +197,11 @@ def train(config: Any, workdir: pathlib.Path) -> None:
                     in_flight = None
                     if evaluator and every(config.evaluation.every_steps):
                         result = evaluator.run(state.evaluated)
-                        writers.write(step, retrieval.log_scalars(result, config.evaluation.validation_split))
+                        writers.write(step, evaluate.log_scalars(result, config.evaluation.validation_split))
+                        if best:
+                            value = evaluators.metric(result, config.evaluation.select_by)
+                            if best.offer(step, value, state, plan):
+                                say(f"step {step}: {config.evaluation.select_by} = {value:.4g}, the best so far")
                     if every(config.checkpoint.every_steps):
                         save(step)
             report(in_flight)
@@ -196,6 +213,8 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         writers.close()
         progress.finish()
         checkpoints.close()
+        if best:
+            best.close()
         stop.restore()
         lock.close()
 
@@ -210,14 +229,29 @@ def train(config: Any, workdir: pathlib.Path) -> None:
             sys.exit(130)
     else:
         say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
+        if best and best.metadata:
+            say(f"{workdir / workdir_lib.BEST}: step {best.metadata['step']}, {best_lib.describe(best.metadata)}")
 
 
-def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any) -> retrieval.Retrieval:
-    """Retrieval on the validation split, for use during training."""
+def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any, answers: Any) -> tuple[Any, Any]:
+    """The evaluator of the run's task on the validation split, for use during training, and its module."""
     source = sources.open_source(config.input, config.evaluation.validation_split)
-    return retrieval.Retrieval(
-        run.graph, run.abstract.params, config, source, tokenizer, run.mesh, rerank=config.evaluation.rerank
-    )
+    kind = evaluators.kind_of(config.task.kind)
+    return evaluators.make(kind, run.graph, run.abstract.params, config, source, tokenizer, run.mesh, answers)
+
+
+def check_plan(metadata: dict[str, Any], workdir: pathlib.Path, total_steps: int, records: dict[str, int]) -> None:
+    """Refuses to continue a run whose length or data have changed since it saved `metadata`."""
+    if metadata["total_steps"] != total_steps:
+        raise UserError(
+            f"the run in {workdir} was planned for {metadata['total_steps']} steps, this command gives {total_steps} "
+            f"({records} records); continue with the same data and length, or use a new --workdir"
+        )
+    if metadata["records"] != records:
+        raise UserError(
+            f"the run in {workdir} trains on {metadata['records']} records, the data now holds {records}: the rest "
+            "of the run would see other examples than planned; restore the data, or use a new --workdir"
+        )
 
 
 class Meters:
@@ -256,23 +290,6 @@ def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, wor
         f"The state before it is saved as step {step - 1}. A lower config.optimizer.learning_rate or clip_norm may "
         "help, in a new --workdir: from the start, or from an earlier checkpoint by --config.init_from"
     )
-
-
-class StopSignal:
-    """Remembers SIGTERM or SIGINT until the step in progress is done; a second one ends the process at once."""
-
-    def __init__(self):
-        self.received = ""
-        self._old = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _receive(self, number, frame):
-        self.received = signal.Signals(number).name
-        signal.signal(number, self._old[number])
-
-    def restore(self) -> None:
-        """Puts the earlier handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 def cli() -> None:

@@ -10,6 +10,8 @@ import re
 import ml_collections
 
 from vlp_jax import config as config_lib
+from vlp_jax.config import HELD_OUT, KEPT
+from vlp_jax.evaluation import evaluators
 from vlp_jax.types import UserError
 
 _CHOICES = {
@@ -91,6 +93,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_input(config)
     _validate_model(config)
     _validate_task(config)
+    _validate_selection(config)
     _validate_mixture(config)
 
 
@@ -270,10 +273,29 @@ def _validate_task(c):
             f"config.evaluation.frames = {c.evaluation.frames} is not a multiple of config.model.vision.tubelet = "
             f"{c.model.vision.tubelet}"
         )
-    if c.evaluation.select_by and not c.evaluation.every_steps:
+
+
+def _validate_selection(c):
+    e = c.evaluation
+    if not e.select_by:
+        return
+    if not e.every_steps:
         raise UserError(
-            f"config.evaluation.select_by = {c.evaluation.select_by!r} with config.evaluation.every_steps = 0: nothing "
+            f"config.evaluation.select_by = {e.select_by!r} with config.evaluation.every_steps = 0: nothing "
             "is measured during training; set every_steps, or select_by to ''"
+        )
+    evaluators.check_metric(evaluators.kind_of(c.task.kind), e.select_by)
+    if e.validation_split == e.split and not e.split.endswith(HELD_OUT):
+        raise UserError(
+            f"config.evaluation.select_by = {e.select_by!r} with config.evaluation.validation_split = {e.split!r}, "
+            "which is config.evaluation.split too: a checkpoint must not be chosen on the split that is reported; set "
+            f"another validation_split, such as '{c.input.split.removesuffix(KEPT)}{HELD_OUT}'"
+        )
+    if e.validation_split == c.input.split + HELD_OUT and not c.mixture:
+        raise UserError(
+            f"config.evaluation.validation_split = {e.validation_split!r} is a part of config.input.split = "
+            f"{c.input.split!r}: a checkpoint must not be chosen on clips that it trained on; set "
+            f"config.input.split={c.input.split}{KEPT}"
         )
 
 

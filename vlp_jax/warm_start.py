@@ -1,56 +1,191 @@
-"""Starting from another run's parameters (`config.init_from`), e.g. four frames after one: a curriculum of frames."""
+"""Starting from another run (`config.init_from`): a curriculum of frames, fine-tuning, a head on what was pre-trained.
 
+Its parameters are taken over one by one, by name; what is not there, or does not fit, is refused unless the config
+lists it (`config.init_may_differ`), and the report says of every parameter where it comes from.
+"""
+
+import collections
+import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vlp_jax import checkpoint, workdir
 from vlp_jax.models import layers
 from vlp_jax.types import UserError
 
+RECIPE = "recipe/"  # what the parameters of a task's recipe begin with, and those of its head
+HEAD = "head/"
 
-def load(init_from: str, may_differ: tuple[str, ...], params: Any) -> tuple[Any, str]:
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What `config.init_from` names.
+
+    Attributes:
+      workdir: of the run.
+      directory: of its checkpoints, WORKDIR/checkpoints or WORKDIR/best.
+      number: of the checkpoint in it; None for the newest.
+    """
+
+    workdir: pathlib.Path
+    directory: pathlib.Path
+    number: int | None
+
+    def metadata(self) -> dict[str, Any]:
+        """What was saved beside the arrays: the run's config and more."""
+        checkpoints = checkpoint.Checkpointer(self.directory, keep=1, asynchronous=False)
+        try:
+            return checkpoints.read_metadata(self.number)
+        finally:
+            checkpoints.close()
+
+
+def find(init_from: str) -> Origin:
+    """Finds WORKDIR (its newest checkpoint), WORKDIR/best or WORKDIR/checkpoints/STEP.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    path = pathlib.Path(init_from)
+    if (path / workdir.CHECKPOINTS).is_dir():
+        return Origin(path, path / workdir.CHECKPOINTS, None)
+    if path.name == workdir.BEST and path.is_dir():
+        return Origin(path.parent, path, None)
+    number = re.fullmatch(r"(\d+)(\.\d+)?", path.name)
+    if path.parent.name == workdir.CHECKPOINTS and path.is_dir() and number:
+        return Origin(path.parent.parent, path.parent, int(number[1]))
+    raise UserError(
+        f"config.init_from = {init_from!r}: expected the workdir of a run that has saved a checkpoint, or one of its "
+        f"checkpoints, WORKDIR/{workdir.CHECKPOINTS}/000000500 or WORKDIR/{workdir.BEST}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """Where one parameter of the new run comes from.
+
+    Attributes:
+      how: loaded | moved (from a parameter of another name) | interpolated (over time) | resized (rows of text
+        positions) | created.
+      origin: its name there; '' for what is created.
+      shape: here.
+      origin_shape: there, None for what is created.
+    """
+
+    how: str
+    origin: str
+    shape: tuple[int, ...]
+    origin_shape: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `load` did.
+
+    Attributes:
+      source: the directory of the checkpoint.
+      step: its number.
+      taken: name here -> where it comes from.
+      left_out: name there -> shape, of what has no counterpart here.
+      why_created: name here -> why nothing there serves it.
+    """
+
+    source: str
+    step: int
+    taken: dict[str, Taken]
+    left_out: dict[str, tuple[int, ...]]
+    why_created: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every parameter with its origin and both shapes."""
+        described = {
+            "loaded": lambda t: {"origin": t.origin},
+            "moved": lambda t: {"origin": t.origin},
+            "interpolated": lambda t: {
+                "origin": t.origin,
+                "how": f"interpolated from {t.origin_shape[0]} to {t.shape[0]} slots",
+            },
+            "resized": lambda t: {"origin": t.origin, "how": _rows(t)},
+            "created": lambda t: {"origin": None, "how": "created"},
+        }
+        parameters = {
+            name: {
+                **described[t.how](t),
+                "shape": list(t.shape),
+                "origin_shape": None if t.origin_shape is None else list(t.origin_shape),
+            }
+            for name, t in self.taken.items()
+        }
+        left_out = {name: list(shape) for name, shape in sorted(self.left_out.items())}
+        return {"source": self.source, "step": self.step, "parameters": parameters, "left_out": left_out}
+
+    def __str__(self) -> str:
+        """A few lines, by module; `to_json` has every name."""
+        by_how: dict[str, list[str]] = collections.defaultdict(list)
+        for name, t in self.taken.items():
+            by_how[t.how].append(name)
+        lines = [f"started from {self.source}, step {self.step}: {len(by_how['loaded'])} parameters loaded"]
+        lines[0] += f" ({_by_module(by_how['loaded'])})" if by_how["loaded"] else ""
+        moved = collections.Counter((_module(n), _module(self.taken[n].origin)) for n in by_how["moved"])
+        lines += [f"taken from another place: {here} from {there}, {n}" for (here, there), n in sorted(moved.items())]
+        for name in by_how["interpolated"]:
+            t = self.taken[name]
+            assert t.origin_shape is not None
+            lines.append(f"{name}: {t.origin_shape[0]} slots interpolated to {t.shape[0]}")
+        lines += [f"{name}: {_rows(self.taken[name])}" for name in by_how["resized"]]
+        if by_how["created"]:
+            lines.append(f"created: {_by_module(by_how['created'])}")
+        differing = [f"{name} {why}" for name, why in sorted(self.why_created.items()) if "there and" in why]
+        lines += [f"  of them of another shape: {text}" for text in differing]
+        if self.left_out:
+            lines.append(f"left out (only there): {_by_module(self.left_out)}")
+        return "\n  ".join(lines)
+
+
+def load(
+    init_from: str,
+    may_differ: tuple[str, ...],
+    params: Any,
+    origins: Callable[[str], tuple[str, ...]] = lambda name: (name,),
+    *,
+    same_head: bool = False,
+) -> tuple[Any, Report]:
     """Returns `params` with another run's values, and a report of what was done.
 
-    The values are those that evaluation of that run uses (its moving average where it has one). A table of temporal
-    positions of another length is interpolated (`layers.interpolate_time`).
+    The values are those that evaluation of that run uses (its moving average where it has one). Parameters of a task's
+    recipe, `recipe/x`, are those named `x` of a pre-training run, in either direction. Two tables follow the config's
+    lengths: temporal positions (`.../time`) are interpolated (`layers.interpolate_time`); of text positions
+    (`.../position`) the first rows are taken, as prefixes of BERT's 512 are, and rows beyond those there begin anew.
 
     Args:
-      init_from: a workdir, for its newest checkpoint, or WORKDIR/checkpoints/STEP.
+      init_from: as `find`.
       may_differ: regular expressions; a parameter whose whole path matches one may be absent on either side or of
         another shape, and keeps its own value.
       params: the new run's parameters, placed on the mesh.
+      origins: name here -> names there, without `recipe/`, that it may be taken from, the first that fits.
+      same_head: that run's head means the same (task, form and answers), so that `head/x` is taken from `head/x`.
 
     Raises:
       UserError: no such checkpoint, or any other difference; it lists the parameters.
     """
-    directory, step = _find(init_from)
-    checkpoints = checkpoint.Checkpointer(directory, keep=1, asynchronous=False)
+    found = find(init_from)
+    checkpoints = checkpoint.Checkpointer(found.directory, keep=1, asynchronous=False)
     try:
-        step, saved = checkpoints.leaves(step)
+        number, saved = checkpoints.leaves(found.number)
         part = "ema" if any(name.startswith("ema/") for name in saved) else "params"
         prefix = f"{part}/"
-        there = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
+        stored = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
+        there = {name.removeprefix(RECIPE): name for name in stored}
+        shapes = {short: stored[name].shape for short, name in there.items()}
         here = checkpoint.by_path(params)
-        loaded: list[str] = []
-        interpolated: list[str] = []
-        created: list[str] = []
-        left_out: list[str] = []
-        refused: list[str] = []
-        for name, leaf in here.items():
-            if name not in there:
-                (created if _matches(may_differ, name) else refused).append(f"{name} is not there")
-            elif there[name].shape == leaf.shape:
-                loaded.append(name)
-            elif name.split("/")[-1] == "time" and there[name].shape[1:] == leaf.shape[1:]:
-                interpolated.append(name)
-            else:
-                text = f"{name} is {list(there[name].shape)} there and {list(leaf.shape)} here"
-                (created if _matches(may_differ, name) else refused).append(text)
-        for name in there.keys() - here.keys():
-            (left_out if _matches(may_differ, name) else refused).append(f"{name} is only there")
+        taken, why_created, refused, compared = _plan(here, shapes, origins, may_differ, same_head)
+        left_out = {name: shape for name, shape in shapes.items() if name not in compared}
+        refused += [f"{name} is only there" for name in sorted(left_out) if not _matches(may_differ, name)]
         if refused:
             shown = "; ".join(sorted(refused)[:8]) + (f"; ... ({len(refused)} in all)" if len(refused) > 8 else "")
             raise UserError(
@@ -58,35 +193,87 @@ def load(init_from: str, may_differ: tuple[str, ...], params: Any) -> tuple[Any,
                 "list what may differ in config.init_may_differ"
             )
         # What has the same shape is read directly into its place on the mesh.
-        places = {name: here[name].sharding for name in loaded}
-        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name)) for name, x in there.items()}
-        _, values, _ = checkpoints.restore(_nested(wanted), step, part=part)
+        places = {there[t.origin]: here[name].sharding for name, t in taken.items() if t.shape == t.origin_shape}
+        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name)) for name, x in stored.items()}
+        number, values, metadata = checkpoints.restore(_nested(wanted), number, part=part)
     finally:
         checkpoints.close()
     values = checkpoint.by_path(values)
-    new = dict(here)
-    for name in loaded:
-        new[name] = values[name].astype(here[name].dtype)
-    for name in interpolated:
-        slots = here[name].shape[0]
-        new[name] = jax.device_put(layers.interpolate_time(values[name], slots), here[name].sharding)
-    report = [f"started from {directory}, step {step}: {len(loaded)} parameters loaded"]
-    report += [f"{name}: {there[name].shape[0]} slots interpolated to {here[name].shape[0]}" for name in interpolated]
-    report += [f"created: {text}" for text in sorted(created)] + [f"left out: {text}" for text in sorted(left_out)]
-    return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), "\n  ".join(report)
+    new, given = dict(here), set()
+    for name, t in taken.items():
+        if t.how == "created":
+            continue
+        value, own = values[there[t.origin]], here[name]
+        if t.how == "interpolated":
+            value = layers.interpolate_time(value, t.shape[0])
+        elif t.how == "resized":
+            value = jnp.concatenate([value[: t.shape[0]], jax.device_get(own)[value.shape[0] :]])
+        elif t.origin in given:
+            value = jnp.copy(value)  # a buffer of its own: the step gives its buffers back
+        given.add(t.origin)
+        new[name] = jax.device_put(value.astype(own.dtype), own.sharding)
+    report = Report(str(found.directory), metadata.get("step", number), taken, left_out, why_created)
+    return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
 
 
-def _find(init_from: str) -> tuple[pathlib.Path, int | None]:
-    path = pathlib.Path(init_from)
-    if (path / workdir.CHECKPOINTS).is_dir():
-        return path / workdir.CHECKPOINTS, None
-    step = re.fullmatch(r"(\d+)(\.\d+)?", path.name)
-    if path.parent.name == workdir.CHECKPOINTS and path.is_dir() and step:
-        return path.parent, int(step[1])
-    raise UserError(
-        f"config.init_from = {init_from!r}: expected the workdir of a run that has saved a checkpoint, or one of its "
-        f"checkpoints, WORKDIR/{workdir.CHECKPOINTS}/000000500"
-    )
+def _plan(here, shapes, origins, may_differ, same_head):
+    """For each parameter here, where it is taken from; why others are created, and which may not be; all names there
+    that were looked at."""
+    taken: dict[str, Taken] = {}
+    why_created: dict[str, str] = {}
+    refused: list[str] = []
+    compared: set[str] = set()
+    for name, leaf in here.items():
+        own = name.removeprefix(RECIPE)
+        candidates = [own] if same_head or not own.startswith(HEAD) else []
+        candidates += [origin for origin in origins(name) if origin not in (own, name)]
+        present = [origin for origin in candidates if origin in shapes]
+        fitting = [(origin, how) for origin in present if (how := _fits(name, shapes[origin], leaf.shape))]
+        if fitting:
+            origin, how = fitting[0]
+            compared.add(origin)
+            how = "moved" if how == "loaded" and origin != own else how
+            taken[name] = Taken(how, origin, leaf.shape, shapes[origin])
+            continue
+        taken[name] = Taken("created", "", leaf.shape)
+        compared.update(present)
+        if present:
+            from_where = "" if present[0] == name else f"{present[0]}, "
+            why = f"is {from_where}{list(shapes[present[0]])} there and {list(leaf.shape)} here"
+        else:
+            why = "is not there"
+        if _matches(may_differ, name) or _matches(may_differ, own):
+            why_created[name] = why
+        else:
+            refused.append(f"{name} {why}")
+    return taken, why_created, refused, compared
+
+
+def _fits(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> str:
+    """How a parameter is taken from one of shape `there`; '' where it cannot be."""
+    if there == here:
+        return "loaded"
+    table = {"time": "interpolated", "position": "resized"}.get(name.rsplit("/", 1)[-1], "")
+    return table if len(there) == 2 and there[1:] == here[1:] else ""
+
+
+def _rows(t: Taken) -> str:
+    assert t.origin_shape is not None
+    there, here = t.origin_shape[0], t.shape[0]
+    if here <= there:
+        return f"the first {here} of {there} rows"
+    return f"{there} rows taken, {here - there} beyond them created"
+
+
+def _module(name: str) -> str:
+    """`recipe/text/blocks/x` -> `recipe/text`, `head/blocks/x` -> `head/blocks`, `text/blocks/x` -> `text`."""
+    parts = name.split("/")
+    return "/".join(parts[: 2 if name.startswith((RECIPE, HEAD)) else 1])
+
+
+def _by_module(names) -> str:
+    counts = collections.Counter(_module(name) for name in names)
+    return ", ".join(f"{module} {count}" for module, count in sorted(counts.items()))
 
 
 def _matches(patterns: tuple[str, ...], name: str) -> bool:

@@ -9,17 +9,21 @@ from typing import Any, TextIO
 from vlp_jax import checkpoint
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
+from vlp_jax.input import answers as answers_lib
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+BEST = "best"  # the checkpoint that a metric of the validation split chose
+INIT = "init.json"  # where each parameter of a run that starts from another one comes from
+ANSWERS = answers_lib.FILE_NAME  # the answer list, or the classes, of a task
 
 # Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
 MAY_CHANGE = (
-    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer input.workers "
-    "input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels input.max_bad_share "
-    "model.attention_kernel model.remat model.unroll"
+    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer task.answers "
+    "input.workers input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels "
+    "input.max_bad_share model.attention_kernel model.remat model.unroll"
 ).split()
 
 
@@ -37,8 +41,13 @@ def run_tokenizer(workdir: pathlib.Path) -> pathlib.Path:
     return stored
 
 
-def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-    """Refuses a workdir that cannot be made or holds another run; returns the tokenizer to use. Writes nothing."""
+def check(config: Any, workdir: pathlib.Path, saved: Any = None, inherited: pathlib.Path | None = None) -> pathlib.Path:
+    """Refuses a workdir that cannot be made or holds another run; returns the tokenizer to use. Writes nothing.
+
+    Args:
+      saved: the config of the run that it holds, `saved_config(workdir)`.
+      inherited: the tokenizer of the run that this one starts from; a run that has saved something has its own.
+    """
     if not workdir.parent.is_dir():
         raise UserError(f"--workdir={workdir}: its parent directory {workdir.parent} does not exist; make it first")
     if workdir.exists() and not workdir.is_dir():
@@ -49,23 +58,22 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     if given and not given.is_file():
         hint = make_one.format(config.input.path, config.input.tokenizer)
         raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r}: no such file; {hint}")
-    tokenizer_file = given or stored
+    tokenizer_file = given or inherited or stored
     if tokenizer_file is None:
         hint = make_one.format(config.input.path, "tokenizer.model")
         raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
     if (workdir / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir / CHECKPOINTS} is a file: expected the directory of checkpoints; move it away")
     # Until something is saved, a first command that failed binds the next one to nothing.
-    own = _saved_config(workdir)
-    if own is not None:
-        saved, asked = config_lib.leaves(own), config_lib.leaves(config)
-        for key in {**asked, **saved}:  # of a mixture, either may name a source that the other lacks
+    if saved is not None:
+        before, asked = config_lib.leaves(saved), config_lib.leaves(config)
+        for key in {**asked, **before}:  # of a mixture, either may name a source that the other lacks
             value = asked.get(key)
             # A source of the mixture may change what config.input may.
             knob = re.sub(r"^mixture\.\w+\.", "input.", key)
-            if saved.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):
+            if before.get(key) != value and not knob.startswith(tuple(MAY_CHANGE)):
                 raise UserError(
-                    f"--workdir={workdir} holds a run with config.{key} = {saved.get(key)!r}, this command says "
+                    f"--workdir={workdir} holds a run with config.{key} = {before.get(key)!r}, this command says "
                     f"{value!r}; use a new --workdir for another run, or the saved value to continue this one"
                 )
         if given and stored and given.read_bytes() != stored.read_bytes():
@@ -74,17 +82,41 @@ def check(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     return tokenizer_file
 
 
-def _saved_config(workdir: pathlib.Path) -> Any:
-    """The config of the newest checkpoint whose manifest is intact; None where nothing was saved."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return None
-    checkpoints = checkpoint.Checkpointer(workdir / CHECKPOINTS, keep=1, asynchronous=False)
-    try:
-        if checkpoints.latest() is None:
-            return None
-        return config_lib.from_json(json.dumps(checkpoints.read_metadata()["config"]))
-    finally:
-        checkpoints.close()
+def saved_config(workdir: pathlib.Path) -> Any:
+    """The config of the newest checkpoint whose manifest is intact; None where nothing was saved.
+
+    A run that was killed before its first checkpoint may have saved its best state already.
+    """
+    for name in (CHECKPOINTS, BEST):
+        if not (workdir / name).is_dir():
+            continue
+        checkpoints = checkpoint.Checkpointer(workdir / name, keep=1, asynchronous=False)
+        try:
+            if checkpoints.latest() is not None:
+                return config_lib.from_json(json.dumps(checkpoints.read_metadata()["config"]))
+        finally:
+            checkpoints.close()
+    return None
+
+
+def check_answers(workdir: pathlib.Path, answers: bytes) -> None:
+    """Refuses to continue a run with another answer list: a head over the answers would give its rows other meanings.
+
+    Args:
+      answers: this command's list, a JSON list of texts.
+    """
+    file = workdir / ANSWERS
+    if not file.is_file():
+        raise UserError(f"--workdir={workdir} holds a run, but no {ANSWERS}: put back the file it was trained with")
+    before, now = json.loads(file.read_text()), json.loads(answers)
+    if before != now:
+        at = next((i for i, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
+        show = lambda texts: repr(texts[at]) if at < len(texts) else "the end of the list"
+        raise UserError(
+            f"--workdir={workdir} holds a run over {len(before)} answers, this command gives {len(now)}; the first "
+            f"that differs is number {at}: {show(before)} there, {show(now)} here; set config.task.answers={file}, or "
+            "use a new --workdir"
+        )
 
 
 def lock(workdir: pathlib.Path) -> TextIO:
@@ -111,14 +143,18 @@ def lock(workdir: pathlib.Path) -> TextIO:
     return file
 
 
-def prepare(config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer) -> None:
-    """Stores the config and the tokenizer in the workdir."""
+def prepare(
+    config: Any, workdir: pathlib.Path, tokenizer: tokenizer_lib.Tokenizer, answers: bytes | None = None
+) -> None:
+    """Stores the config, the tokenizer and, where the task has one, the answer list in the workdir."""
     try:
         # Of an earlier command that saved nothing, another kind of tokenizer may be there; it goes first, so that a
         # workdir never holds two.
         for name in set(tokenizer_lib.FILE_NAMES) - {tokenizer.file_name}:
             (workdir / name).unlink(missing_ok=True)
         write_atomically(workdir / tokenizer.file_name, tokenizer.serialized())
+        if answers is not None:
+            write_atomically(workdir / ANSWERS, answers)
         write_atomically(workdir / CONFIG_FILE, config_lib.to_json(config).encode())
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from None

@@ -28,7 +28,7 @@ def test_two_stages_train_on_both_sources_and_the_second_starts_where_the_first_
         stage(command, shapes, second, 2, **{"input.frames": 3, "model.selection.frames": 2, "init_from": str(first)})
     )
     assert done.returncode == 0, done.stderr
-    assert "vision/time: 1 slots interpolated to 3" in done.stderr and "created: selector/" in done.stderr
+    assert "vision/time: 1 slots interpolated to 3" in done.stderr and "created: selector " in done.stderr
     assert read_metrics(second)[0]["loss"] < lines[0]["loss"]
     saved = json.loads((second / "config.json").read_text())
     assert saved["mixture"]["cc3m"]["frames"] == 1 and saved["init_from"] == str(first)

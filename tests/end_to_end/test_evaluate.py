@@ -95,7 +95,7 @@ def test_reconstruction_draws_a_picture(finished, run):
 def test_wrong_flags_end_with_one_clear_message(finished, tmp_path, run):
     for flags, expected in (
         (evaluate(tmp_path), "holds no checkpoints"),
-        (evaluate(finished, "--task=retreival"), "expected one of retrieval, reconstruction"),
+        (evaluate(finished, "--task=retreival"), "expected one of retrieval, question_answering"),
         (evaluate(finished, "--split=tset"), "tset"),
     ):
         done = run(flags)

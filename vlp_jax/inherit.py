@@ -1,0 +1,117 @@
+"""What a run takes over of the one it starts from: the model's config, the tokenizer, and whether the head fits."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+from vlp_jax import config as config_lib
+from vlp_jax import warm_start, workdir
+from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.tasks import task
+from vlp_jax.types import UserError
+
+# What `config.init_model` takes from that run. Masking stays this run's own: fine-tuning sees whole clips.
+_TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", "model.")
+_OWN = ("model.masking.",)
+
+
+def model_config(config: Any, given: Collection[str] = (), saved: Any = None) -> str:
+    """Sets the model's part of `config` to that of the run that `config.init_from` names; returns a statement of it.
+
+    Taken are recipe, compute_dtype, input.image_size, input.lowercase and model.* but model.masking.*. What the command
+    line sets stays, and the statement says so; parameters that then do not fit are refused when they are loaded. Where
+    the selector keeps some of the frames and a clip has another number of them here, it keeps the same share.
+
+    Args:
+      given: dotted keys that the command line sets.
+      saved: config of this run itself where it is continued: it is complete already, and need not find the other one.
+
+    Raises:
+      UserError: `config.init_from` is empty or names no run, or one of another version of the code.
+    """
+    if saved is None:
+        if not config.init_from:
+            raise UserError(
+                "config.init_from is empty: this config fine-tunes another run's model; give "
+                "--config.init_from=WORKDIR of a run that has saved a checkpoint"
+            )
+        origin = warm_start.find(config.init_from)
+        metadata = origin.metadata()
+        there = config_lib.from_json(json.dumps(metadata["config"]))
+        source = f"{config.init_from} ({there.name}, recipe {there.recipe})"
+    else:
+        there, source = saved, "this workdir's run"
+    values = config_lib.leaves(there)
+    wanted = [key for key in values if key.startswith(_TAKEN) and not key.startswith(_OWN)]
+    own = {key: value for key, value in config_lib.leaves(config).items() if key in given}
+    config_lib.update(config, {key: values[key] for key in wanted if key not in own})
+    lines = [f"model of {source}: {', '.join(name.rstrip('.') for name in _TAKEN[:-1])} and model.* are its own"]
+    kept, slots, slots_there = there.model.selection.frames, config_lib.grid(config)[0], config_lib.grid(there)[0]
+    if kept and slots != slots_there and "model.selection.frames" not in own:
+        share = min(slots, max(2, math.ceil(kept * slots / slots_there))) if slots > 1 else 0
+        config.model.selection.frames = share
+        lines.append(
+            f"config.model.selection.frames = {share} of {slots} temporal slots ({kept} of {slots_there} there)"
+        )
+    for key in wanted:
+        if key in own and own[key] != values[key]:
+            lines.append(f"set on the command line instead: config.{key} = {own[key]!r} ({values[key]!r} there)")
+    return "\n  ".join(lines)
+
+
+def tokenizer_file(config: Any) -> pathlib.Path:
+    """The tokenizer of the run that `config.init_from` names.
+
+    Raises:
+      UserError: `config.input.tokenizer` is another one, whose ids would mean other words; or that run has none.
+    """
+    own = workdir.run_tokenizer(warm_start.find(config.init_from).workdir)
+    given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
+    if given and given.is_file() and given.read_bytes() != own.read_bytes():
+        size = lambda path: (
+            tokenizer_lib.open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase).vocab_size
+        )
+        raise UserError(
+            f"config.input.tokenizer = {str(given)!r} ({size(given)} pieces) is not that of the run in "
+            f"config.init_from, {own} ({size(own)} pieces): the rows of its word table would mean other words; leave "
+            "config.input.tokenizer empty"
+        )
+    return own
+
+
+def parameters(config: Any, params: Any, answers: bytes | None = None) -> tuple[Any, warm_start.Report]:
+    """`warm_start.load` of `config.init_from` into a new run's parameters.
+
+    Args:
+      answers: this run's answer list, serialised; a head over a list is taken only from one over the same list.
+
+    Raises:
+      UserError: as `warm_start.load`.
+    """
+    origin = warm_start.find(config.init_from)
+    saved = origin.metadata()["config"]["task"]
+    same = (saved["kind"], saved["head"]) == (config.task.kind, config.task.head)
+    over_a_list = config.task.kind == "classification" or config.task.head == "classifier"
+    if same and over_a_list:
+        file = origin.workdir / workdir.ANSWERS
+        same = answers is not None and file.is_file() and file.read_bytes() == answers
+    return warm_start.load(config.init_from, tuple(config.init_may_differ), params, task.origins, same_head=same)
+
+
+def trained_on(config: Any) -> list[dict[str, str]]:
+    """What the model will have trained on, first things first: this run's sources, after those of `config.init_from`.
+
+    Returns:
+      `{path, split, stage}` of each, the path resolved, the stage `pre-trained`, `trained` or `fine-tuned`.
+    """
+    before = []
+    if config.init_from:
+        before = warm_start.find(config.init_from).metadata()["trained_on"]
+        before = [{**item, "stage": "pre-trained"} for item in before]
+    sources = [config_lib.source_input(config, name) for name in sorted(config.mixture)] or [config.input]
+    stage = "fine-tuned" if config.init_from else "trained"
+    own = [{"path": os.path.realpath(i.path), "split": i.split, "stage": stage} for i in sources]
+    return before + [item for item in own if item not in before]
