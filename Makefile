@@ -21,7 +21,7 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(DATA)/tokenizer.model: | $(VENV)/installed
 	$(RUN) -m data.moving_shapes --out $(DATA)
-	$(RUN) -m data.train_tokenizer --input $(DATA) --output $@
+	$(RUN) -m data.train_tokenizer --input $(DATA) --questions $(DATA)/qa_train.jsonl --output $@
 
 # Installs, prepares the embedded dataset, pre-trains SMAUG, retrieves unseen clips by text and draws what it saw.
 quickstart: $(VENV)/installed $(DATA)/tokenizer.model

@@ -62,7 +62,10 @@ def main(argv: list[str]) -> None:
     if step not in (None, "best") and not step.isdecimal():
         raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
     run = launch.open_run(
-        pathlib.Path(FLAGS.workdir), int(step) if step not in (None, "best") else None, best=step == "best"
+        pathlib.Path(FLAGS.workdir),
+        int(step) if step not in (None, "best") else None,
+        best=step == "best",
+        ensemble=FLAGS.ensemble,
     )
     task = FLAGS.task or evaluators.kind_of(run.config.task.kind)
     history = run.metadata["trained_on"]
@@ -71,7 +74,6 @@ def main(argv: list[str]) -> None:
         "input.path": FLAGS.input_path,
         "evaluation.rerank": FLAGS.rerank,
         "evaluation.frames": FLAGS.frames,
-        "evaluation.ensemble": FLAGS.ensemble,
         "input.ablate": FLAGS.ablate,
         "evaluation.bootstrap": FLAGS.bootstrap,
         "evaluation.batch_size": FLAGS.batch_size,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from vlp_jax import checkpoint, sharding
+from vlp_jax import checkpoint, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -166,12 +166,13 @@ class Run:
     metadata: dict[str, Any]
 
 
-def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = False) -> Run:
+def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = False, ensemble: str | None = None) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, by the checkpoint's config.
 
     Args:
       step: checkpoint to restore; None for the newest intact one.
       best: restore the one that a metric of the validation split chose.
+      ensemble: `config.evaluation.ensemble` instead of the checkpoint's; the recipe itself reads it.
 
     Raises:
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
@@ -187,6 +188,9 @@ def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = Fal
         workdir_lib.run_tokenizer(workdir), config.input.max_text_tokens, config.input.lowercase
     )
     set_precision(config)
+    if ensemble is not None:
+        config_lib.update(config, {"evaluation.ensemble": ensemble})
+        validation.validate(config)
     # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})
     if jax.default_backend() != "gpu":

@@ -46,7 +46,11 @@ SETS: dict[str, dict[str, Any]] = {
     "msrvtt_qa": {"input.path": "datasets/msrvtt"},
     "msvd_qa": {"input.path": "datasets/msvd"},
     "activitynet_qa": {"input.path": "datasets/activitynet"},
-    "moving_shapes": {**finetune.MOVING_SHAPES, "input.positives": "clip", "input.max_text_tokens": 25},
+    "moving_shapes": {
+        **finetune.MOVING_SHAPES,
+        "input.positives": "clip",
+        "task.max_answer_tokens": 6,
+    },
 }
 
 

@@ -212,3 +212,15 @@ def test_an_evaluation_sets_captions_are_said_to_be_in_its_tables(tmp_path):
     with pytest.raises(UserError, match=r"has clips; .* in tables: --input \S*val\.jsonl$"):
         read_captions(out)
     assert read_captions(out / "val.jsonl") == ["a cat"]
+
+
+def test_words_of_questions_are_pieces_where_they_are_given(tmp_path):
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
+    (tmp_path / "qa.jsonl").write_text('{"question": "what color is the object?", "answer": "red"}\n' * 3)
+    pieces = []
+    for more in ([], ["--questions", str(tmp_path / "qa.jsonl")]):
+        output = tmp_path / "out.model"
+        assert main(["--input", str(tmp_path / "captions.txt"), "--output", str(output), *more]) == 0
+        pieces.append(load(output.read_bytes()).encode("what color is the object?", out_type=str))
+    assert len(pieces[1]) < len(pieces[0]) and "▁color" in pieces[1]
+    assert main(["--input", str(tmp_path / "captions.txt"), "--output", "x", "--questions", "nowhere.jsonl"]) == 2

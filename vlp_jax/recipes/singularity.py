@@ -61,7 +61,7 @@ class Singularity(AlignAndFuse):
         encoded = self.vision(video)
         return encoded if self.temporal is None else self.temporal(encoded)
 
-    def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL) -> jax.Array:
+    def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
         """As `AlignAndFuse.match`; `evaluation.ensemble` says how the frames of a clip come together.
 
         `concat`: one fusion over the tokens of all frames (early fusion). `mean`, `max`, `lse`: a logit for each frame,
@@ -69,7 +69,7 @@ class Singularity(AlignAndFuse):
         """
         ensemble, (b, t) = self.config.evaluation.ensemble, clips.tokens.shape[:2]
         if ensemble == "concat":
-            return super().match(clips, clip_P, words_PxLxD, mask_PxL)
+            return super().match(clips, clip_P, words_PxLxD, mask_PxL, keys_P)
         # Each frame as a clip of its own, paired with the text of its clip.
         apart = jax.tree.map(lambda x: x.reshape(b * t, 1, *x.shape[2:]), clips)
         frame_PT = (clip_P[:, None] * t + jnp.arange(t, dtype=clip_P.dtype)).reshape(-1)
