@@ -33,8 +33,34 @@ def clips(tmp_path_factory):
     return folder
 
 
+# What a recipe without masking and sparsification refuses of the miniature's flags.
+DENSE = {"model.pruning.layers": "()", "model.selection.frames": "0"}
+# Of a run that takes its model over: nothing of the model.
+FINE_TUNED = {
+    **{"epochs": 0.0, "batch_size": 8, "log_every": 1, "input.frames": 3, "input.cache_gib": 0.0},
+    **{"evaluation.every_steps": 2, "evaluation.batch_size": 8, "evaluation.rerank": 0, "evaluation.bootstrap": 0},
+}
+
+
+def changed(flags, values):
+    """Flags `--config.KEY=VALUE` with other values."""
+    kept = [flag for flag in flags if flag.partition("=")[0].removeprefix("--config.") not in values]
+    return kept + [f"--config.{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, shapes, finished, run):
+    """Workdir of a run that is fine-tuned for question answering."""
+    workdir = tmp_path_factory.mktemp("asked") / "run"
+    values = {**FINE_TUNED, "steps": 2, "init_from": finished, "input.path": shapes}
+    config = "--config=configs/finetune/question_answering.py:moving_shapes"
+    done = run([sys.executable, "-m", "vlp_jax.train", config, f"--workdir={workdir}", *changed([], values)])
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
 @pytest.mark.parametrize("text", PYTHON)
-def test_command(text, tmp_path, shapes, clips, finished, command, run):
+def test_command(text, tmp_path, shapes, clips, finished, command, run, request):
     words = [sys.executable, *shlex.split(text)[1:]]
     module = words[2]
     own = "own" in text
@@ -47,7 +73,6 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
         words[words.index("--output") + 1] = str(tmp_path / "tokenizer.model")
     elif module == "vlp_jax.train":
         words[words.index("--workdir") + 1] = str(tmp_path / "run")
-        given = {word.partition("=")[0] for word in words}
         small = [flag for flag in command("")[5:] if flag.startswith("--config.")]
         if "smaug_5m" in text:
             small += [f"--config.mixture.{name}.path={shapes}" for name in ("webvid", "cc3m")]
@@ -58,16 +83,34 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run):
             else:
                 # tests/end_to_end/test_curriculum.py starts from a first stage.
                 words = [re.sub("init_from=.*", "init_from=", word) for word in words]
+        if "singularity" in text or "vindlu" in text:
+            # test_neighbours.py starts from a first stage.
+            words = [re.sub("init_from=.*", "init_from=", word) for word in words]
+            small = changed(small, {**DENSE, "input.frames": 1} if ":small_stage1" in text else DENSE)
+        if "finetune" in text:
+            words = [re.sub("init_from=.*", f"init_from={finished}", word) for word in words]
+            small = changed([], {**FINE_TUNED, "input.path": shapes})
+        given = {word.partition("=")[0] for word in words}
         small = [flag for flag in small if flag.partition("=")[0] not in given]
         if own:  # the path and tokenizer are the user's
             small = [flag for flag in small if not flag.startswith(("--config.input.path", "--config.input.tokenizer"))]
-        words += [*small, "--config.steps=2", "--config.compute_dtype=float32", "--config.model.vision.patch_size=8"]
+        words += [*small, "--config.steps=2"]
+        if "finetune" not in text:
+            words += ["--config.compute_dtype=float32", "--config.model.vision.patch_size=8"]
         more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if "mesh" in text else {}
     elif module == "vlp_jax.evaluate":
-        workdir = shutil.copytree(finished, tmp_path / "run")
+        source = request.getfixturevalue("asked") if "runs/qa" in text else finished
+        workdir = shutil.copytree(source, tmp_path / "run")
         words[words.index("--workdir") + 1] = str(workdir)
         if own:
             words[words.index("all")] = "test"
+    elif module == "vlp_jax.compare":
+        workdir = shutil.copytree(finished, tmp_path / "run")
+        for flags in ([], ["--ablate=order"]):
+            done = run([sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", *flags])
+            assert done.returncode == 0, done.stderr
+        # The quickstart ends at step 328, the miniature at 12.
+        words = [word.replace("runs/quickstart", str(workdir)).replace("_328", "_12") for word in words]
     elif module == "vlp_jax.input.check":
         words += ["--sample", "4"]
     elif module == "benchmarks.step_time":
