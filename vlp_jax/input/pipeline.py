@@ -265,7 +265,7 @@ class _Loader:
             if errors[i]:
                 continue
             try:
-                frames[i] = self._frames(c, record, index, (part, number))
+                frames[i] = self._frames(c, record, index, part, number)
             except video.VideoError as e:
                 errors[i] = str(e)
         captions = [r.caption for r in records]
@@ -299,14 +299,15 @@ class _Loader:
             cut_answers=cut_answers,
         )
 
-    def _frames(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, int]) -> np.ndarray:
+    def _frames(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int, number: int) -> np.ndarray:
         """The frames of a clip, uint8 `[T, H, W, 3]`, or what `config.input.ablate` leaves of them."""
         if c.ablate == "video":
             return np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
-        frames = self._decode(c, record, index, key)
-        return frames[shuffled(c.frames, self.seed, key[1])] if c.ablate == "order" else frames
+        # Cached by clip: a clip has many questions.
+        frames = self._decode(c, record, index, (part, record.clip_id))
+        return frames[shuffled(c.frames, self.seed, number)] if c.ablate == "order" else frames
 
-    def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, int]) -> np.ndarray:
+    def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, str]) -> np.ndarray:
         rng = _generator(self.seed, index) if self.training else None
         return video.decode(
             record.video,
