@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.cost_quality import SYSTEMS, Plan, call, replace_section
 from vlp_jax import launch
+from vlp_jax.files import write_atomically
 
 MARKER = "<!-- downstream -->"
 # Task -> epochs: its config in configs/finetune is that of moving_shapes.
@@ -23,10 +24,13 @@ TUNED = {"retrieval": 2.0, "question_answering": 1.0, "multiple_choice": 2.0}
 
 
 def evaluate(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> dict[str, Any]:
-    """Runs the evaluation binary, its result going to `out`, and returns the result."""
+    """Runs the evaluation binary, copies its result to `out`, and returns it."""
     if not out.exists():
-        command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", f"--output={out}", *flags]
-        call(command, workdir.with_suffix(".log"))
+        command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", *flags]
+        log = workdir.with_suffix(".log")
+        call(command, log)
+        last = log.read_text(errors="replace").splitlines()[-1]
+        write_atomically(out, pathlib.Path(last.removeprefix("every query: ")).read_bytes())
     return json.loads(out.read_text())
 
 
