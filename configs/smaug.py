@@ -77,6 +77,7 @@ SMALL = {
     "model.text.heads": 6,
     "model.fusion.layers": 2,
     "model.projection": 192,
+    "model.unroll": True,
     "optimizer.learning_rate": 5e-4,
 }
 
