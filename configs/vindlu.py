@@ -8,8 +8,8 @@ Arguments: `tiny`, `small` (moving_shapes, the towers of `configs/smaug.py`'s si
 videos are seen) and `base` (BEiT-B/16 at 224 px with 4 frames, WebVid-2M videos and CC3M images in alternating batches,
 "5M").
 
-From the released configs, for `base`: 10 epochs at 1e-4, weight decay 0.02, 4 frames; the batch size of 512, one epoch
-of warm-up and the crops are inferred from Singularity's, its code's origin. `tiny` and `small` take optimiser and
+From the released configs, for `base`: 10 epochs at 1e-4, one of them warm-up, weight decay 0.02, no clipping, 4 frames.
+Its batches are 64 clips or images a GPU; 512 a step, and the crops, are inferred. `tiny` and `small` take optimiser and
 length from SMAUG's of their size. Not run at `base` here; benchmarks/RESULTS.md has `small`.
 """
 
@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
     "input.frames": 4,
     "epochs": 10.0,
     "optimizer.learning_rate": 1e-4,
+    "optimizer.clip_norm": 0.0,
 }
 
 

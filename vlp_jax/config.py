@@ -131,6 +131,7 @@ def defaults() -> ml_collections.ConfigDict:
 
     m.temporal = q = ml_collections.ConfigDict()
     q.layers = 0  # blocks over time at each location, after the video encoder (Singularity-temporal has 2)
+    q.embed = False  # contrast what these blocks give, not the frames before them (Singularity's update_pooler_embed)
 
     m.masking = k = ml_collections.ConfigDict()
     k.kind = (

@@ -204,6 +204,11 @@ def _validate_model(c):
                 f"config.model.masking.{name} = {m.masking[name]} with config.model.masking.kind = 'none', which hides "
                 f"nothing: set model.masking.{name}=0, or choose another kind"
             )
+    if m.temporal.embed and not m.temporal.layers:
+        raise UserError(
+            "config.model.temporal.embed = True with config.model.temporal.layers = 0: there are no layers over time "
+            "whose output could be contrasted; set layers above 0, or embed=False"
+        )
     if m.vision.positions == "relative" and m.vision.attention == "joint":
         raise UserError(
             "config.model.vision.positions = 'relative' with config.model.vision.attention = 'joint': the bias is "

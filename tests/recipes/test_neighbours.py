@@ -33,6 +33,13 @@ VARIANTS = {
         "model.vision.time_positions": "none",
         "model.temporal.layers": 1,
     },
+    "singularity, contrast over time": {
+        **COMMON,
+        "recipe": "singularity",
+        "model.vision.time_positions": "none",
+        "model.temporal.layers": 1,
+        "model.temporal.embed": True,
+    },
     "vindlu": {
         **COMMON,
         "recipe": "vindlu",
@@ -105,6 +112,19 @@ def test_vtc_is_the_mean_over_frames_of_cosines(model, frames_of):
     np.testing.assert_allclose(out.terms["vtc"], expected, rtol=1e-4)
 
 
+def test_contrast_sees_the_order_of_frames_only_behind_the_layers_over_time(model, frames_of):
+    video = frames_of(3).video
+    for name, sees in (("singularity, three frames", False), ("singularity, contrast over time", True)):
+        _, graph, params = model(name)
+        params["temporal"]["time"][...] = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16)), jnp.float32)
+        module = nnx.merge(graph, params)
+        first, second = module.embed_video(video), module.embed_video(video[:, ::-1])
+        assert (abs(np.asarray(first) - np.asarray(second)).max() > 1e-4) == sees
+        # What is fused sees it in either.
+        tokens = [np.asarray(module.encode_clip(v).tokens) for v in (video, video[:, ::-1])]
+        assert abs(tokens[0] - tokens[1][:, ::-1]).max() > 1e-4
+
+
 def test_embedding_a_clip_that_was_encoded_before_gives_the_same(model, frames_of):
     for name in VARIANTS:
         _, graph, params = model(name)
@@ -171,6 +191,7 @@ def test_early_fusion_is_none_of_the_late_ensembles(model, frames_of):
         ("singularity, one frame", "model.masking.kind", "tube"),
         ("singularity, one frame", "model.selection.frames", 2),
         ("singularity, one frame", "loss.mvm", 1.0),
+        ("singularity, one frame", "model.vision.pool", "cls"),
         ("vindlu", "model.pruning.layers", (1,)),
         ("vindlu", "evaluation.ensemble", "max"),
     ],
@@ -187,6 +208,7 @@ def test_a_knob_that_the_recipe_has_no_use_for_is_refused(tiny_config, fake_toke
         ({"model.vision.positions": "relative", "model.vision.attention": "joint"}, "set attention=frame"),
         ({"model.vision.positions": "relative", "model.pruning.fused_token": True}, "set fused_token=False"),
         ({"model.vision.temporal_attention": True}, "the same patches in every frame"),
+        ({"model.temporal.embed": True}, "set layers above 0"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(tiny_config, changes, message):

@@ -31,8 +31,13 @@ class TemporalEncoder(nnx.Module):
         self.norm = layers.norm(v.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, video: EncodedVideo) -> EncodedVideo:
-        """Lets the tokens of one location, the CLS being one, see each other over time: `[B, T, S, D]` as before."""
+        """Lets the tokens of one location, the CLS being one, see each other over time: `[B, T, S, D]` as before.
+
+        One frame has no time, and comes back as it is (Singularity's code).
+        """
         b, t, s, d = video.tokens.shape
+        if t == 1:
+            return video
         x = video.tokens + layers.interpolate_time(self.time[...], t)[:, None].astype(self.dtype)
         x = x.swapaxes(1, 2).reshape(b * s, t, d)
         x = layers.scan(self.blocks, lambda block, x: block(x), x, remat=self.remat, unroll=self.unroll)

@@ -93,8 +93,8 @@ class VideoBlock(Block):
     Args:
       side: patches along a frame's side, for BEiT's relative position bias (arXiv 2106.08254, after Swin): one number
         for each head and offset between two patches, and three for what involves the CLS. 0 for none.
-      temporal: attention over time at each location before the spatial one, x + s MHSA(LN x), s a scalar from zero, so
-        that a network trained on images begins unchanged (VindLU, arXiv 2212.05051, section 3.2); images skip it.
+      temporal: after the block, attention over time at each location, x + s MHSA(LN x), s a scalar from zero, so that a
+        network trained on images begins unchanged (VindLU, arXiv 2212.05051, and its code); images skip it.
     """
 
     def __init__(self, width, heads, mlp_ratio, *, side: int, temporal: bool, kernel: str, dtype, rngs: nnx.Rngs):
@@ -116,14 +116,13 @@ class VideoBlock(Block):
           patches: int `[.., K]`, the patches of a frame that the tokens after the CLS are, for the relative bias:
             `[K]` where all frames have the same, else `[B, T, K]`.
         """
-        shape = x_BxTxSxD.shape
-        x = sequences(self._over_time(x_BxTxSxD), mode)
-        return super().__call__(x, self._bias(patches)).reshape(shape)
+        x = super().__call__(sequences(x_BxTxSxD, mode), self._bias(patches))
+        return self._over_time(x.reshape(x_BxTxSxD.shape))
 
     def attend_and_score(self, x_BxTxSxD, mode: str, patches=None):
-        """The attention half of the block, and the CLS scores of its tokens."""
+        """The attention half of a block that prunes, and the CLS scores of its tokens."""
         b, t, s, d = x_BxTxSxD.shape
-        x = sequences(self._over_time(x_BxTxSxD), mode)
+        x = sequences(x_BxTxSxD, mode)
         q, k, v = self.attention.project(self.norm_attention(x))
         bias = self._bias(patches)
         mixed = self.attention.out(attention.attend(q, k, v, bias, kernel=self.attention.kernel))

@@ -238,11 +238,12 @@ class AlignAndFuse(nnx.Module):
     # -- Helpers -------------------------------------------------------------------------------------------------------
 
     def _embed(self, video: EncodedVideo):
-        m = self.config.model
-        pooled = video.pooled(m.vision.pool)
-        if m.similarity == "frames":
-            return contrastive.unit(self.video_projection(pooled)).mean(1)
-        return contrastive.unit(self.video_projection(pooled.mean(1)))
+        return self._project(video.pooled(self.config.model.vision.pool))
+
+    def _project(self, pooled_BxTxD):
+        if self.config.model.similarity == "frames":
+            return contrastive.unit(self.video_projection(pooled_BxTxD)).mean(1)
+        return contrastive.unit(self.video_projection(pooled_BxTxD.mean(1)))
 
     def _embed_words(self, words):
         return contrastive.unit(self.text_projection(words[:, 0]))

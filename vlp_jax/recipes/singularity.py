@@ -6,10 +6,14 @@ the mean over the frames of cosines, VTM with hard negatives, MLM of half of the
 frame in pre-training, then 4 in a second stage, in the temporal variant with 2 layers over time at each location; at
 test, frames are concatenated before fusion, or their scores are averaged, maximised or log-sum-exped after it.
 
-Inferred: the temporal encoder's inside (pre-norm blocks, a learned table of positions from zero). Different here:
-negatives come from the global batch (the code's are each GPU's own); the text tower is pre-norm; no layer scale.
+From the code, too: the layers over time have a table of positions that starts from zero, are skipped for one frame, and
+what is contrasted are the frames before them, unless `model.temporal.embed` is set (`update_pooler_embed` there).
+
+Different here: the layers over time and the text tower are pre-norm; no layer scale, no dropout; negatives come from
+the global batch (the code's are each GPU's own); the table of positions is interpolated for fewer frames, not cut.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -28,6 +32,7 @@ class Singularity(AlignAndFuse):
 
     FIXED: ClassVar[dict[str, Any]] = {
         "model.vision.attention": "frame",
+        "model.vision.pool": "mean",
         "model.vision.temporal_attention": False,
         "model.masking.kind": "none",
         "model.pruning.layers": (),
@@ -61,6 +66,11 @@ class Singularity(AlignAndFuse):
         encoded = self.vision(video)
         return encoded if self.temporal is None else self.temporal(encoded)
 
+    def encode_clip(self, video) -> EncodedVideo:
+        """As `AlignAndFuse.encode_clip`, with one feature of each frame from before the layers over time."""
+        encoded = self.encode_video(video)
+        return dataclasses.replace(encoded, early=encoded.early.mean(2, keepdims=True))
+
     def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
         """As `AlignAndFuse.match`; `evaluation.ensemble` says how the frames of a clip come together.
 
@@ -77,3 +87,8 @@ class Singularity(AlignAndFuse):
         logits_PxT = super().match(apart, frame_PT, words, mask).reshape(-1, t)
         together: dict[str, Any] = {"mean": jnp.mean, "max": jnp.max, "lse": jax.nn.logsumexp}
         return together[ensemble](logits_PxT, axis=1)
+
+    def _embed(self, video: EncodedVideo):
+        if self.temporal is None or self.config.model.temporal.embed:
+            return super()._embed(video)
+        return self._project(video.early.mean(2))

@@ -1,13 +1,13 @@
 """VindLU: a recipe for effective video-and-language pre-training (Cheng et al., CVPR 2023, arXiv 2212.05051).
 
-From the paper and its released code: BEiT-B/16 with temporal attention in every block, x + s MHSA(LN x), s from zero,
-skipped by images; BERT's first 9 layers over the text, its last 3 with cross-attention to all frames; VTC, VTM with
-hard negatives and MLM of half of the words; images and videos in batches of one kind that alternate, videos with 4
-frames; 12 frames in fine-tuning.
+From the paper and its released code: BEiT-B/16 with temporal attention at the end of every block, x + s MHSA(LN x), s a
+scalar from zero, skipped by images, and a table of temporal positions from zero; BERT's first 9 layers over the text,
+its last 3 with cross-attention to all frames; VTC as the mean over the frames of cosines, VTM with hard negatives and
+MLM of half of the words; images and videos in batches of one kind that alternate, videos with 4 frames; 12 frames in
+fine-tuning.
 
-Inferred: s is one scalar a block, and the temporal attention comes before the spatial one; VTC is the mean over the
-frames of cosines, as in Singularity, whose code VindLU's starts from. Different here: negatives come from the global
-batch; the text tower is pre-norm; no layer scale.
+Different here: the text tower is pre-norm; no layer scale, no dropout and no stochastic depth; the table of positions
+is interpolated for fewer frames, not cut.
 """
 
 from typing import Any, ClassVar
