@@ -1,6 +1,7 @@
 """The evaluation binary's small decisions: what --set takes, names of results, and what counts as zero-shot."""
 
 import itertools
+import math
 import os
 
 import jax
@@ -28,6 +29,19 @@ def test_settings_are_parsed_to_the_type_of_the_knob(tiny_config):
 
 
 @pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("evaluation.token_gib=inf", math.inf),
+        ("evaluation.rerank=007", 7),
+        ("input.crop_scale=(0.5,1)", (0.5, 1)),
+        ("input.crop_scale=1", (1,)),
+    ],
+)
+def test_a_setting_is_read_as_a_flag_of_the_config_is(tiny_config, pair, value):
+    assert list(evaluate.settings(tiny_config(), [pair]).values()) == [value]
+
+
+@pytest.mark.parametrize(
     ("pair", "words"),
     [
         ("input.caption_column", "expected KEY=VALUE"),
@@ -35,6 +49,8 @@ def test_settings_are_parsed_to_the_type_of_the_knob(tiny_config):
         ("input.image_size=48", r"input.image_size is the checkpoint's own"),
         ("loss.vtc=0", r"loss.vtc is the checkpoint's own"),
         ("input.flip=maybe", r"--set=input.flip=maybe: expected True or False"),
+        ("evaluation.token_gib=much", r"expected a number, as in 8.0"),
+        ("evaluation.ensemble=mean", r"use --ensemble=mean"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_config, pair, words):
@@ -52,6 +68,11 @@ def test_results_under_different_conditions_have_different_names(tiny_config):
         "evaluation.rerank": (0, 8),
         "evaluation.split": ("test", "a/b"),
     }
+    # Nothing is matched in plain retrieval, so that an ensemble of scores has no part in it.
+    plain = tiny_config({"evaluation.ensemble": "mean"})
+    for task, named in (("retrieval", False), ("question_answering", False), ("multiple_choice", True)):
+        assert ("mean" in evaluate.stem(plain, task, 7, False, None, [])) is named
+    choices["evaluation.rerank"] = (4, 8)
     others = itertools.product((False, True), (None, "x" * 150), ([], ["input.caption_column=text"]))
     names = []
     for values, (best, path, pairs) in itertools.product(itertools.product(*choices.values()), list(others)):

@@ -4,7 +4,6 @@ The model and its sizes come from the checkpoint's own config, the tokenizer and
 choose what to evaluate, and on what.
 """
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -82,6 +81,11 @@ def main(argv: list[str]) -> None:
     config_lib.update(run.config, {key: value for key, value in changes.items() if value is not None})
     for key, value in settings(run.config, FLAGS.set).items():
         config_lib.update(run.config, {key: value})
+    if FLAGS.ensemble not in (None, "concat") and not matches(run.config, task):
+        raise UserError(
+            f"--ensemble={FLAGS.ensemble} with --task={task}: an ensemble puts together the scores of the matching head, "
+            "which multiple choice and reranked retrieval have alone; give --rerank, or --ensemble=concat"
+        )
     if task in ("retrieval", "reconstruction"):
         run = recipe_alone(run)
     validation.validate(run.config)
@@ -106,6 +110,8 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set={pair}: expected KEY=VALUE, such as input.caption_column=text")
         config_lib.check_key(config, key)
+        if key == "evaluation.ensemble":
+            raise UserError(f"--set={pair}: the model itself reads it; use --ensemble={text}")
         if key in _MODELS_OWN or not key.startswith(("input.", "evaluation.")):
             raise UserError(
                 f"--set={pair}: {key} is the checkpoint's own; what may be set is input.* (but "
@@ -114,14 +120,17 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if key in out:
             raise UserError(f"--set gives {key} twice: {out[key]!r} and {text!r}")
         default = config_lib.leaves(config)[key]
-        launch.check_value(f"--set={key}", text, default)
+        out[key] = launch.check_value(f"--set={key}", text, default)
         if isinstance(default, bool):
             if text not in ("True", "False"):
                 raise UserError(f"--set={pair}: expected True or False")
             out[key] = text == "True"
-        else:
-            out[key] = text if isinstance(default, str) else type(default)(ast.literal_eval(text))
     return out
+
+
+def matches(config: Any, task: str) -> bool:
+    """Whether the matching head, and with it `evaluation.ensemble`, has a part in a result."""
+    return task == "multiple_choice" or (task == "retrieval" and config.evaluation.rerank > 0)
 
 
 def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | None, pairs: list[str]) -> str:
@@ -132,7 +141,7 @@ def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | Non
     parts += [quote(os.path.abspath(input_path))[-100:]] if input_path is not None else []
     parts += [f"rerank{e.rerank}"] if task == "retrieval" and e.rerank else []
     parts += [f"frames{e.frames}"] if e.frames else []
-    parts += [e.ensemble] if e.ensemble != "concat" else []
+    parts += [e.ensemble] if e.ensemble != "concat" and matches(config, task) else []
     parts += [f"without-{config.input.ablate}"] if config.input.ablate else []
     parts += sorted(quote(pair) for pair in pairs)
     name = "_".join(parts)
@@ -180,7 +189,8 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     title += f", {e.split} of {c.input.path}, {task.replace('_', ' ')}: {how}"
     title += f", top {e.rerank} reranked" if task == "retrieval" and e.rerank else ""
     title += f", {e.frames} frames" if e.frames else ""
-    title += f", {e.ensemble} of the frames' scores" if e.ensemble != "concat" else ""
+    ensemble = e.ensemble if matches(c, task) else "concat"
+    title += f", {ensemble} of the frames' scores" if ensemble != "concat" else ""
     title += f", without {c.input.ablate}" if c.input.ablate else ""
     title += ", a part of the training split" if e.split.endswith(config_lib.HELD_OUT) else ""
     print(module.table(result, title))
@@ -192,7 +202,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
         "dataset": c.input.path,
         "training": how,
         "frames": e.frames or c.input.frames,
-        "ensemble": e.ensemble,
+        "ensemble": ensemble,
         "ablate": c.input.ablate,
     }
     path = out.with_name(out.name + ".json")
