@@ -103,6 +103,24 @@ def test_zero_shot_is_a_data_set_that_no_stage_of_the_run_saw(tiny_config, tmp_p
     assert alone == "trained on its split train"
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "clips.csv"])
+def test_a_data_set_that_was_moved_is_no_zero_shot(tiny_config, tmp_path, name):
+    def write(folder, text):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+        return str(tmp_path / folder / ("" if name == "dataset_info.json" else name))
+
+    first, copy, other = write("first", "a set"), write("copy", "a set"), write("other", "another")
+    config = tiny_config({"input.path": first})
+    history = inherit.trained_on(config)
+    on = lambda path, history: evaluate.training(tiny_config({"input.path": path}), history)
+    assert on(copy, history) == "trained on its split train" and on(other, history) == "zero-shot"
+    # A run that goes on with its data at another path knows both.
+    continued = inherit.trained_on(tiny_config({"input.path": other}), history)
+    assert on(other, continued) == on(first, continued) == "trained on its split train"
+    assert inherit.trained_on(config, history) == history
+
+
 def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, fake_tokenizer, random_batch):
     config = tiny_config({"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0})
     mesh = sharding.make_mesh(config, jax.devices()[:1])

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from vlp_jax import best, launch, sharding, validation
+from vlp_jax import best, inherit, launch, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         config_lib.update(run.config, {key: value})
     if FLAGS.ensemble not in (None, "concat") and not matches(run.config, task):
         raise UserError(
-            f"--ensemble={FLAGS.ensemble} with --task={task}: an ensemble puts together the scores of the matching head, "
+            f"--ensemble={FLAGS.ensemble} with --task={task}: an ensemble is of scores of the matching head, "
             "which multiple choice and reranked retrieval have alone; give --rerank, or --ensemble=concat"
         )
     if task in ("retrieval", "reconstruction"):
@@ -153,14 +153,15 @@ def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | Non
 def training(config: Any, history: list[dict[str, Any]]) -> str:
     """What the model has seen of the data set `config.input.path`: `zero-shot`, or which of its splits it trained on.
 
+    A data set is known by its path and, wherever it has been moved or copied to, by `inherit.content_of`.
+
     Args:
       history: `inherit.trained_on` of the run.
     """
-    here = os.path.realpath(config.input.path)
-    seen = [(h["stage"], h["split"]) for h in history if h["path"] == here]
-    if not seen:
-        return "zero-shot"
-    return " and ".join(f"{stage} on its split {split}" for stage, split in seen)
+    here, content = os.path.realpath(config.input.path), inherit.content_of(config.input.path)
+    same = lambda item: item["path"] == here or (content and item.get("content") == content)
+    seen = [f"{item['stage']} on its split {item['split']}" for item in history if same(item)]
+    return " and ".join(dict.fromkeys(seen)) or "zero-shot"
 
 
 def recipe_alone(run: launch.Run) -> launch.Run:

@@ -95,7 +95,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     if checkpoints.latest() is not None:
         step, state, metadata = checkpoints.restore(run.abstract)
         check_plan(metadata, workdir, total_steps, records)
-        history = metadata["trained_on"]
+        history = inherit.trained_on(config, metadata["trained_on"])
         meters = Meters(metadata["meters"])
         say(f"continuing {workdir} from step {step} of {total_steps}")
     else:
