@@ -187,6 +187,14 @@ def test_each_task_trains_from_pre_training_and_is_measured(tmp_path, fine_tune,
     assert result["per_query"] and f"{result['accuracy']:.2f}" in done.stdout
 
 
+def test_answers_that_the_list_lacks_are_counted_in_training(tmp_path, shapes, fine_tune, run):
+    (tmp_path / "answers.json").write_text('["red"]')
+    changes = {"steps": 1, "task.head": "classifier", "task.answers": str(tmp_path / "answers.json")}
+    done = run(fine_tune(tmp_path / "run", config="question_answering.py:moving_shapes", **changes))
+    assert done.returncode == 0, done.stderr
+    assert "of those seen are not among the 1 of the list; nothing was learned from these examples" in done.stderr
+
+
 def test_a_pre_training_checkpoint_answers_choices_as_it_is(finished, run):
     done = run(evaluate(finished, "--task=multiple_choice", "--split=mc_test"))
     assert done.returncode == 0, done.stderr

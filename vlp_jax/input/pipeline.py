@@ -68,6 +68,12 @@ class HostBatch:
     types: list[str]
     cut_answers: int
 
+    @property
+    def outside(self) -> int:
+        """How many examples, not bad ones, have an answer that the list lacks."""
+        label_B = self.batch.targets.get("label")
+        return 0 if label_B is None else int(((label_B < 0) & self.batch.valid).sum())
+
 
 def train_batches(
     config: ml_collections.ConfigDict,
