@@ -138,6 +138,11 @@ def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, f
     assert alone.config.task.kind == "pretrain"
 
 
+def test_a_classifier_has_nothing_to_retrieve_with(classifier_run, tmp_path):
+    with pytest.raises(UserError, match="only the video encoder is there"):
+        evaluate.recipe_alone(launch.Run(classifier_run[1], None, None, None, 1, None, {}))
+
+
 @pytest.fixture
 def classifier_run(tiny_config, fake_tokenizer, tmp_path):
     """Workdir of a classifier over three classes, its parameters, and a fresh one's with its config."""

@@ -168,6 +168,11 @@ def recipe_alone(run: launch.Run) -> launch.Run:
     """The recipe of a task's run, as a pre-training run has it."""
     if run.config.task.kind == "pretrain":
         return run
+    if not any(run.config.loss.values()):
+        raise UserError(
+            f"of {run.config.name} only the video encoder is there, as every weight in its config.loss is 0, and "
+            "neither retrieval nor reconstruction can use it alone; evaluate a run of pre-training or of retrieval"
+        )
     graph, abstract = nnx.split(nnx.merge(run.setup.graph, run.setup.abstract.params).recipe)
     setup = dataclasses.replace(run.setup, graph=graph, abstract=state_lib.TrainState(abstract, None, None))
     config_lib.update(run.config, {"task.kind": "pretrain", "optimizer.trainable": ()})
@@ -178,7 +183,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     """Prints the table of a task's metrics and writes it, with a row for every query, to `out`.json."""
     c, e = run.config, run.config.evaluation
     source = sources.open_source(c.input, e.split)
-    pipeline.probe_source(config_lib.evaluated_input(c), source)
+    pipeline.probe_source(config_lib.evaluated_input(c), source, "--frames" if e.frames else "config.input.frames")
     module, evaluator = evaluators.make(
         task, run.setup.graph, run.setup.abstract.params, c, source, run.tokenizer, run.setup.mesh, run.answers
     )

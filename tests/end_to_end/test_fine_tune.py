@@ -156,6 +156,8 @@ def test_bad_input_ends_with_one_clear_message(tmp_path, fine_tune, run, changes
         (["--set=model.vision.width=32"], ["model.vision.width is the checkpoint's own"]),
         (["--set=evaluation.rerank=many"], ["--set=evaluation.rerank=many", "an integer"]),
         (["--task=question_answering"], ["fine-tune it first"]),
+        (["--frames=32"], ["--frames = 32", "has 16 frames", "lower --frames"]),
+        (["--split=qa_test"], ["needs rows with caption", "the splits of", "have captions"]),
     ],
 )
 def test_wrong_flags_of_evaluation_end_with_one_clear_message(finished, run, flags, words):
