@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vlp_jax import best as best_lib
 from vlp_jax import checkpoint, validation
+from vlp_jax import config as config_lib
 from vlp_jax.evaluation import evaluators
 from vlp_jax.types import UserError
 
@@ -131,12 +132,29 @@ def test_titles_say_how_it_was_chosen_and_that_the_split_is_a_part_of_train(tmp_
             r"validation_split = 'test'.*must not be chosen.*'train\[held_out\]'",
         ),
         ({"evaluation.validation_split": "train[held_out]"}, r"trained on; set config.input.split=train\[kept\]"),
+        ({"evaluation.validation_split": "train"}, r"trained on; set config.input.split=train\[kept\] and"),
+        (
+            {"input.split": "train[kept]", "evaluation.validation_split": "train"},
+            r"'train' and config.input.split = 'train\[kept\]' have clips in common",
+        ),
     ],
 )
 def test_a_choice_that_flatters_or_cannot_be_made_is_refused_before_training(tiny_config, changes, words):
     validation.validate(tiny_config(SELECT))
     with pytest.raises(UserError, match=words):
         validation.validate(tiny_config({**SELECT, **changes}))
+
+
+def test_no_source_of_a_mixture_trains_on_what_a_checkpoint_is_chosen_on(tiny_config):
+    def mixed(split, path="somewhere"):
+        config = tiny_config({**SELECT, "evaluation.validation_split": "train[held_out]"})
+        config_lib.add_source(config, "clips", weight=1, split=split, path=path)
+        return config
+
+    with pytest.raises(UserError, match=r"config.mixture.clips.split = 'train' have clips in common"):
+        validation.validate(mixed("train"))
+    validation.validate(mixed("train[kept]"))
+    validation.validate(mixed("train", path="elsewhere"))
 
 
 def test_a_held_out_part_may_be_chosen_on(tiny_config):

@@ -1,6 +1,7 @@
 """The evaluation binary's small decisions: what --set takes, names of results, and what counts as zero-shot."""
 
 import itertools
+import math
 import os
 
 import jax
@@ -28,6 +29,19 @@ def test_settings_are_parsed_to_the_type_of_the_knob(tiny_config):
 
 
 @pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("evaluation.token_gib=inf", math.inf),
+        ("evaluation.rerank=007", 7),
+        ("input.crop_scale=(0.5,1)", (0.5, 1)),
+        ("input.crop_scale=1", (1,)),
+    ],
+)
+def test_a_setting_is_read_as_a_flag_of_the_config_is(tiny_config, pair, value):
+    assert list(evaluate.settings(tiny_config(), [pair]).values()) == [value]
+
+
+@pytest.mark.parametrize(
     ("pair", "words"),
     [
         ("input.caption_column", "expected KEY=VALUE"),
@@ -35,6 +49,8 @@ def test_settings_are_parsed_to_the_type_of_the_knob(tiny_config):
         ("input.image_size=48", r"input.image_size is the checkpoint's own"),
         ("loss.vtc=0", r"loss.vtc is the checkpoint's own"),
         ("input.flip=maybe", r"--set=input.flip=maybe: expected True or False"),
+        ("evaluation.token_gib=much", r"expected a number, as in 8.0"),
+        ("evaluation.ensemble=mean", r"use --ensemble=mean"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_config, pair, words):
@@ -52,6 +68,11 @@ def test_results_under_different_conditions_have_different_names(tiny_config):
         "evaluation.rerank": (0, 8),
         "evaluation.split": ("test", "a/b"),
     }
+    # Nothing is matched in plain retrieval, so that an ensemble of scores has no part in it.
+    plain = tiny_config({"evaluation.ensemble": "mean"})
+    for task, named in (("retrieval", False), ("question_answering", False), ("multiple_choice", True)):
+        assert ("mean" in evaluate.stem(plain, task, 7, False, None, [])) is named
+    choices["evaluation.rerank"] = (4, 8)
     others = itertools.product((False, True), (None, "x" * 150), ([], ["input.caption_column=text"]))
     names = []
     for values, (best, path, pairs) in itertools.product(itertools.product(*choices.values()), list(others)):
@@ -82,6 +103,24 @@ def test_zero_shot_is_a_data_set_that_no_stage_of_the_run_saw(tiny_config, tmp_p
     assert alone == "trained on its split train"
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "clips.csv"])
+def test_a_data_set_that_was_moved_is_no_zero_shot(tiny_config, tmp_path, name):
+    def write(folder, text):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+        return str(tmp_path / folder / ("" if name == "dataset_info.json" else name))
+
+    first, copy, other = write("first", "a set"), write("copy", "a set"), write("other", "another")
+    config = tiny_config({"input.path": first})
+    history = inherit.trained_on(config)
+    on = lambda path, history: evaluate.training(tiny_config({"input.path": path}), history)
+    assert on(copy, history) == "trained on its split train" and on(other, history) == "zero-shot"
+    # A run that goes on with its data at another path knows both.
+    continued = inherit.trained_on(tiny_config({"input.path": other}), history)
+    assert on(other, continued) == on(first, continued) == "trained on its split train"
+    assert inherit.trained_on(config, history) == history
+
+
 def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, fake_tokenizer, random_batch):
     config = tiny_config({"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0})
     mesh = sharding.make_mesh(config, jax.devices()[:1])
@@ -97,6 +136,11 @@ def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, f
     names = by_path(alone.setup.abstract.params).keys()
     assert names == by_path(alone.params).keys() and not any(name.startswith("recipe/") for name in names)
     assert alone.config.task.kind == "pretrain"
+
+
+def test_a_classifier_has_nothing_to_retrieve_with(classifier_run, tmp_path):
+    with pytest.raises(UserError, match="only the video encoder is there"):
+        evaluate.recipe_alone(launch.Run(classifier_run[1], None, None, None, 1, None, {}))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ The model and its sizes come from the checkpoint's own config, the tokenizer and
 choose what to evaluate, and on what.
 """
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -18,7 +17,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from vlp_jax import best, launch, sharding, validation
+from vlp_jax import best, inherit, launch, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
@@ -82,6 +81,11 @@ def main(argv: list[str]) -> None:
     config_lib.update(run.config, {key: value for key, value in changes.items() if value is not None})
     for key, value in settings(run.config, FLAGS.set).items():
         config_lib.update(run.config, {key: value})
+    if FLAGS.ensemble not in (None, "concat") and not matches(run.config, task):
+        raise UserError(
+            f"--ensemble={FLAGS.ensemble} with --task={task}: an ensemble is of scores of the matching head, "
+            "which multiple choice and reranked retrieval have alone; give --rerank, or --ensemble=concat"
+        )
     if task in ("retrieval", "reconstruction"):
         run = recipe_alone(run)
     validation.validate(run.config)
@@ -106,6 +110,8 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set={pair}: expected KEY=VALUE, such as input.caption_column=text")
         config_lib.check_key(config, key)
+        if key == "evaluation.ensemble":
+            raise UserError(f"--set={pair}: the model itself reads it; use --ensemble={text}")
         if key in _MODELS_OWN or not key.startswith(("input.", "evaluation.")):
             raise UserError(
                 f"--set={pair}: {key} is the checkpoint's own; what may be set is input.* (but "
@@ -114,14 +120,17 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if key in out:
             raise UserError(f"--set gives {key} twice: {out[key]!r} and {text!r}")
         default = config_lib.leaves(config)[key]
-        launch.check_value(f"--set={key}", text, default)
+        out[key] = launch.check_value(f"--set={key}", text, default)
         if isinstance(default, bool):
             if text not in ("True", "False"):
                 raise UserError(f"--set={pair}: expected True or False")
             out[key] = text == "True"
-        else:
-            out[key] = text if isinstance(default, str) else type(default)(ast.literal_eval(text))
     return out
+
+
+def matches(config: Any, task: str) -> bool:
+    """Whether the matching head, and with it `evaluation.ensemble`, has a part in a result."""
+    return task == "multiple_choice" or (task == "retrieval" and config.evaluation.rerank > 0)
 
 
 def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | None, pairs: list[str]) -> str:
@@ -132,7 +141,7 @@ def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | Non
     parts += [quote(os.path.abspath(input_path))[-100:]] if input_path is not None else []
     parts += [f"rerank{e.rerank}"] if task == "retrieval" and e.rerank else []
     parts += [f"frames{e.frames}"] if e.frames else []
-    parts += [e.ensemble] if e.ensemble != "concat" else []
+    parts += [e.ensemble] if e.ensemble != "concat" and matches(config, task) else []
     parts += [f"without-{config.input.ablate}"] if config.input.ablate else []
     parts += sorted(quote(pair) for pair in pairs)
     name = "_".join(parts)
@@ -144,20 +153,26 @@ def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | Non
 def training(config: Any, history: list[dict[str, Any]]) -> str:
     """What the model has seen of the data set `config.input.path`: `zero-shot`, or which of its splits it trained on.
 
+    A data set is known by its path and, wherever it has been moved or copied to, by `inherit.content_of`.
+
     Args:
       history: `inherit.trained_on` of the run.
     """
-    here = os.path.realpath(config.input.path)
-    seen = [(h["stage"], h["split"]) for h in history if h["path"] == here]
-    if not seen:
-        return "zero-shot"
-    return " and ".join(f"{stage} on its split {split}" for stage, split in seen)
+    here, content = os.path.realpath(config.input.path), inherit.content_of(config.input.path)
+    same = lambda item: item["path"] == here or (content and item.get("content") == content)
+    seen = [f"{item['stage']} on its split {item['split']}" for item in history if same(item)]
+    return " and ".join(dict.fromkeys(seen)) or "zero-shot"
 
 
 def recipe_alone(run: launch.Run) -> launch.Run:
     """The recipe of a task's run, as a pre-training run has it."""
     if run.config.task.kind == "pretrain":
         return run
+    if not any(run.config.loss.values()):
+        raise UserError(
+            f"of {run.config.name} only the video encoder is there, as every weight in its config.loss is 0, and "
+            "neither retrieval nor reconstruction can use it alone; evaluate a run of pre-training or of retrieval"
+        )
     graph, abstract = nnx.split(nnx.merge(run.setup.graph, run.setup.abstract.params).recipe)
     setup = dataclasses.replace(run.setup, graph=graph, abstract=state_lib.TrainState(abstract, None, None))
     config_lib.update(run.config, {"task.kind": "pretrain", "optimizer.trainable": ()})
@@ -168,7 +183,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     """Prints the table of a task's metrics and writes it, with a row for every query, to `out`.json."""
     c, e = run.config, run.config.evaluation
     source = sources.open_source(c.input, e.split)
-    pipeline.probe_source(config_lib.evaluated_input(c), source)
+    pipeline.probe_source(config_lib.evaluated_input(c), source, "--frames" if e.frames else "config.input.frames")
     module, evaluator = evaluators.make(
         task, run.setup.graph, run.setup.abstract.params, c, source, run.tokenizer, run.setup.mesh, run.answers
     )
@@ -180,7 +195,8 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     title += f", {e.split} of {c.input.path}, {task.replace('_', ' ')}: {how}"
     title += f", top {e.rerank} reranked" if task == "retrieval" and e.rerank else ""
     title += f", {e.frames} frames" if e.frames else ""
-    title += f", {e.ensemble} of the frames' scores" if e.ensemble != "concat" else ""
+    ensemble = e.ensemble if matches(c, task) else "concat"
+    title += f", {ensemble} of the frames' scores" if ensemble != "concat" else ""
     title += f", without {c.input.ablate}" if c.input.ablate else ""
     title += ", a part of the training split" if e.split.endswith(config_lib.HELD_OUT) else ""
     print(module.table(result, title))
@@ -192,7 +208,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
         "dataset": c.input.path,
         "training": how,
         "frames": e.frames or c.input.frames,
-        "ensemble": e.ensemble,
+        "ensemble": ensemble,
         "ablate": c.input.ablate,
     }
     path = out.with_name(out.name + ".json")

@@ -1,10 +1,11 @@
 """What a run takes over of the one it starts from: the model's config, the tokenizer, and whether the head fits."""
 
+import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vlp_jax import config as config_lib
@@ -16,6 +17,7 @@ from vlp_jax.types import UserError
 # What `config.init_model` takes from that run. Masking stays this run's own: fine-tuning sees whole clips.
 _TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", "model.")
 _OWN = ("model.masking.",)
+_BEGINNING = 2**20  # bytes of a table that tell it from others
 
 
 def model_config(config: Any, given: Collection[str] = (), saved: Any = None) -> str:
@@ -101,17 +103,35 @@ def parameters(config: Any, params: Any, answers: bytes | None = None) -> tuple[
     return warm_start.load(config.init_from, tuple(config.init_may_differ), params, task.origins, same_head=same)
 
 
-def trained_on(config: Any) -> list[dict[str, str]]:
+def trained_on(config: Any, history: Sequence[dict[str, str]] | None = None) -> list[dict[str, str]]:
     """What the model will have trained on, first things first: this run's sources, after those of `config.init_from`.
 
+    Args:
+      history: of this run itself where it is continued, whose data may lie at another path by now.
+
     Returns:
-      `{path, split, stage}` of each, the path resolved, the stage `pre-trained`, `trained` or `fine-tuned`.
+      `{path, content, split, stage}` of each, the path resolved, `content` as `content_of`, the stage `pre-trained`,
+      `trained` or `fine-tuned`.
     """
-    before = []
-    if config.init_from:
+    before = [] if history is None else list(history)
+    if history is None and config.init_from:
         before = warm_start.find(config.init_from).metadata()["trained_on"]
         before = [{**item, "stage": "pre-trained"} for item in before]
     sources = [config_lib.source_input(config, name) for name in sorted(config.mixture)] or [config.input]
     stage = "fine-tuned" if config.init_from else "trained"
-    own = [{"path": os.path.realpath(i.path), "split": i.split, "stage": stage} for i in sources]
+    own = [
+        {"path": os.path.realpath(i.path), "content": content_of(i.path), "split": i.split, "stage": stage}
+        for i in sources
+    ]
     return before + [item for item in own if item not in before]
+
+
+def content_of(path: str) -> str:
+    """A digest by which a data set is known wherever it lies: of its dataset_info.json, or of the table's beginning and
+    size; '' of globs and shards, which are known by their path alone."""
+    file = pathlib.Path(path)
+    file = file / "dataset_info.json" if file.is_dir() else file
+    if not file.is_file():
+        return ""
+    with file.open("rb") as f:
+        return hashlib.blake2b(f.read(_BEGINNING) + b"%d" % file.stat().st_size, digest_size=8).hexdigest()

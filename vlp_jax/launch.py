@@ -113,20 +113,30 @@ def check_config_flags(argv: list[str]) -> None:
             raise UserError(f"--config.{key} is given {keys.count(key)} times: expected once")
 
 
-def check_value(flag: str, text: str, default: Any) -> None:
-    """Raises UserError where the text given to `flag` cannot become a value of the default's type."""
+def check_value(flag: str, text: str, default: Any) -> Any:
+    """Returns the text given to `flag` as a value of the default's type; of types without a check, the text.
+
+    Raises:
+      UserError: it cannot become one.
+    """
     kinds: dict[type, tuple[Callable, str]] = {
         int: (int, "an integer"),
         float: (float, "a number"),
-        tuple: (ast.literal_eval, "a tuple such as (1,2)"),
+        tuple: (_tuple, "a tuple such as (1,2)"),
     }
     if type(default) not in kinds:
-        return
+        return text
     parse, name = kinds[type(default)]
     try:
-        parse(text)
+        return parse(text)
     except (ValueError, SyntaxError):
         raise UserError(f"{flag}={text}: expected {name}, as in {default!r}") from None
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    """A tuple of what is written; one value stands for a tuple of it, as in flags of the config."""
+    value = ast.literal_eval(text)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def open_answers(config: Any) -> answers_lib.AnswerList | None:

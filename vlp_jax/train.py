@@ -95,7 +95,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     if checkpoints.latest() is not None:
         step, state, metadata = checkpoints.restore(run.abstract)
         check_plan(metadata, workdir, total_steps, records)
-        history = metadata["trained_on"]
+        history = inherit.trained_on(config, metadata["trained_on"])
         meters = Meters(metadata["meters"])
         say(f"continuing {workdir} from step {step} of {total_steps}")
     else:
@@ -170,7 +170,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
             writers.write(step, {**means, **drawn, "bad_clips": ledger.bad, **speed})
 
     every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
-    cut = 0
+    cut = cut_answers = outside = 0
     try:
         with sharding.use_mesh(mesh):
             # Placed as the step's own output is: another placement would compile the step a second time.
@@ -185,7 +185,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
                     if step and step not in checkpoints.steps():
                         save(step)
                     raise
-                cut += item.cut
+                cut, cut_answers, outside = cut + item.cut, cut_answers + item.cut_answers, outside + item.outside
                 # Once a step is not finite, `good` keeps every later one from moving the state.
                 state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
                 step, good = step + 1, metrics["finite"]
@@ -223,6 +223,13 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     say(ledger.summary())
     if cut:
         say(f"captions: {cut} of those seen were cut to config.input.max_text_tokens = {config.input.max_text_tokens}")
+    if cut_answers:
+        longest = config.task.max_answer_tokens
+        say(f"answers: {cut_answers} of those seen were cut to config.task.max_answer_tokens = {longest}")
+    if outside and answers is not None:
+        decodes = config.task.kind == "question_answering" and config.task.head == "decoder"
+        use = "the decoder learned them all the same" if decodes else "nothing was learned from these examples"
+        say(f"answers: {outside} of those seen are not among the {len(answers)} of the list; {use}")
     if step < total_steps:
         say(f"{stop.received}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
         if stop.received == "SIGINT":

@@ -296,11 +296,19 @@ def _validate_selection(c):
             "which is config.evaluation.split too: a checkpoint must not be chosen on the split that is reported; set "
             f"another validation_split, such as '{c.input.split.removesuffix(KEPT)}{HELD_OUT}'"
         )
-    if e.validation_split == c.input.split + HELD_OUT and not c.mixture:
+    whole = lambda split: split.removesuffix(HELD_OUT).removesuffix(KEPT)
+    for name in sorted(c.mixture) or [""]:
+        own = config_lib.source_input(c, name) if name else c.input
+        if own.path != c.input.path or whole(own.split) != whole(e.validation_split):
+            continue
+        if {own.split, e.validation_split} == {whole(own.split) + HELD_OUT, whole(own.split) + KEPT}:
+            continue
+        key = f"mixture.{name}" if name else "input"
         raise UserError(
-            f"config.evaluation.validation_split = {e.validation_split!r} is a part of config.input.split = "
-            f"{c.input.split!r}: a checkpoint must not be chosen on clips that it trained on; set "
-            f"config.input.split={c.input.split}{KEPT}"
+            f"config.evaluation.validation_split = {e.validation_split!r} and config.{key}.split = {own.split!r} have "
+            "clips in common: a checkpoint must not be chosen on clips that it trained on; set "
+            f"config.{key}.split={whole(own.split)}{KEPT} and "
+            f"config.evaluation.validation_split={whole(own.split)}{HELD_OUT}, or another validation_split"
         )
 
 
@@ -324,4 +332,5 @@ def _validate_mixture(c):
             slots = config_lib.grid(own)[0]
             # Fewer frames than the selector keeps are all kept.
             own.model.selection.frames = min(c.model.selection.frames, slots) if slots > 1 else 0
+            own.evaluation.select_by = ""  # what it is measured on is not this source's: checked above
             validate(own)

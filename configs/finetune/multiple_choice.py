@@ -9,9 +9,10 @@ Launch::
 Arguments: `lsmdc`, `moving_shapes` (embedded, CPU). Each option is scored by itself by the matching head. The
 checkpoint is chosen by the accuracy of the validation split. A retrieval run needs no such training to answer::
 
-    python -m vlp_jax.evaluate --workdir runs/msrvtt --task multiple_choice --split mc_test --frames 12
+    python -m vlp_jax.evaluate --workdir runs/msrvtt_7k --task multiple_choice --split mc_test --frames 12
 
-which is how MSRVTT-MC is measured (Singularity: VTM's best of five captions, 12 frames); it has no training split.
+which is how MSRVTT-MC is measured (Singularity: VTM's best of five captions, 12 frames); it has no training split. The
+model must not have trained on train_9k, which holds most of its clips (configs/finetune/retrieval.py).
 Training on choices, and its every number, is inferred. Not run on LSMDC here.
 """
 

@@ -16,9 +16,13 @@ the best 128 are Singularity's; 12 frames, and 32 at test for ActivityNet, VindL
 and SSv2, and what configs/finetune/__init__.py names. SSv2's labels say left and right: no flips. Not run on these sets
 here.
 
-With the MSR-VTT model the multiple-choice test MSRVTT-MC needs no training (Singularity)::
+With a retrieval model the multiple-choice test MSRVTT-MC needs no training (Singularity). Its 2,990 clips are the
+official test split, most of which train_9k holds: for it, train on train_7k::
 
-    python -m vlp_jax.evaluate --workdir runs/msrvtt --checkpoint best --task multiple_choice --split mc_test
+    python -m vlp_jax.train --config configs/finetune/retrieval.py:msrvtt --config.init_from=runs/pretrained \\
+        --config.input.split='train_7k[kept]' --config.evaluation.validation_split='train_7k[held_out]' \\
+        --workdir runs/msrvtt_7k
+    python -m vlp_jax.evaluate --workdir runs/msrvtt_7k --checkpoint best --task multiple_choice --split mc_test
 """
 
 from typing import Any

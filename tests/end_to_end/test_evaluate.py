@@ -90,6 +90,9 @@ def test_reconstruction_draws_a_picture(finished, run):
     assert done.returncode == 0, done.stderr
     data = (finished / "evaluation" / "reconstruction_test_12.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 5000
+    done = run(evaluate(finished, "--task=reconstruction", "--clips=2", "--frames=2"))
+    assert done.returncode == 0, done.stderr
+    assert (finished / "evaluation" / "reconstruction_test_12_frames2.png").is_file()
 
 
 def test_wrong_flags_end_with_one_clear_message(finished, tmp_path, run):

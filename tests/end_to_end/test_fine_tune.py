@@ -156,6 +156,8 @@ def test_bad_input_ends_with_one_clear_message(tmp_path, fine_tune, run, changes
         (["--set=model.vision.width=32"], ["model.vision.width is the checkpoint's own"]),
         (["--set=evaluation.rerank=many"], ["--set=evaluation.rerank=many", "an integer"]),
         (["--task=question_answering"], ["fine-tune it first"]),
+        (["--frames=32"], ["--frames = 32", "has 16 frames", "lower --frames"]),
+        (["--split=qa_test"], ["needs rows with caption", "the splits of", "have captions"]),
     ],
 )
 def test_wrong_flags_of_evaluation_end_with_one_clear_message(finished, run, flags, words):
@@ -185,6 +187,14 @@ def test_each_task_trains_from_pre_training_and_is_measured(tmp_path, fine_tune,
     (written,) = (workdir / "evaluation").glob("*_2_best.json")
     result = json.loads(written.read_text())
     assert result["per_query"] and f"{result['accuracy']:.2f}" in done.stdout
+
+
+def test_answers_that_the_list_lacks_are_counted_in_training(tmp_path, shapes, fine_tune, run):
+    (tmp_path / "answers.json").write_text('["red"]')
+    changes = {"steps": 1, "task.head": "classifier", "task.answers": str(tmp_path / "answers.json")}
+    done = run(fine_tune(tmp_path / "run", config="question_answering.py:moving_shapes", **changes))
+    assert done.returncode == 0, done.stderr
+    assert "of those seen are not among the 1 of the list; nothing was learned from these examples" in done.stderr
 
 
 def test_a_pre_training_checkpoint_answers_choices_as_it_is(finished, run):

@@ -51,6 +51,7 @@ class Source:
     """Rows of (clip number, caption); the bytes of a clip are its number, b'broken' where it cannot be decoded."""
 
     name = "rows"
+    columns = frozenset({"caption"})
 
     def __init__(self, rows, broken=()):
         self.rows, self.broken, self.read = rows, broken, []
@@ -268,6 +269,13 @@ def test_a_model_without_the_trained_parts_is_refused(config, tiny_config):
         build(tiny_config({"loss.vtc": 0.0}), lookup(), Source(ROWS))
     with pytest.raises(UserError, match="retrieval needs a recipe that is a DualEncoder; Linear is not one"):
         build(config, nnx.Linear(1, 1, rngs=nnx.Rngs(0)), Source(ROWS))
+
+
+def test_rows_without_captions_are_refused_before_anything_is_trained_or_encoded(config):
+    asked = Source(ROWS)
+    asked.columns = frozenset({"question", "answer"})
+    with pytest.raises(UserError, match="needs rows with caption; rows has answer, question"):
+        build(config, lookup(), asked)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])

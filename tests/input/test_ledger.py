@@ -34,6 +34,14 @@ def batch(errors, start=0, padding=0, names=None, source=""):
     )
 
 
+@pytest.mark.parametrize(("labels", "outside"), [([3, -1, -1, 0], 1), ([0, 1, 2, 3], 0)])
+def test_answers_outside_the_list_are_counted_apart_from_bad_examples(labels, outside):
+    item = batch(["", "", "truncated", ""])
+    assert item.outside == 0
+    item.batch.targets["label"] = np.array(labels)
+    assert item.outside == outside
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -29,7 +29,7 @@ def reconstruction(config: Any, video: np.ndarray, result: Any, captions: list[s
     matplotlib.rcParams["font.size"] = 8
     vision = config.model.vision
     patch, tubelet = vision.patch_size, vision.tubelet
-    slots, count = config_lib.grid(config)
+    slots, count = config_lib.grid(config, video.shape[1])
     b = len(video)
     patches = np.asarray(patchify(video, patch, tubelet)).astype(np.float32) / 255
     flat = patches.reshape(b, slots * count, -1)

@@ -16,7 +16,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax.evaluation import ranking, statistics
 from vlp_jax.evaluation.pairs import PairScorer
-from vlp_jax.input import pipeline
+from vlp_jax.input import pipeline, sources
 from vlp_jax.input.ledger import count_kinds
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
@@ -106,6 +106,7 @@ class Retrieval:
             if model.match_head is None:
                 raise UserError(f"rerank = {rerank} needs a matching head, but the model was trained with loss.vtm = 0")
         self.config, self.source, self.tokenizer, self.mesh, self.rerank = config, source, tokenizer, mesh, rerank
+        sources.check_task(source, "pretrain", config.input)
         ways = mesh.size // mesh.shape["tensor"]
         self.batch_size = -(-config.evaluation.batch_size // ways) * ways
         self.captions = Captions(source, tokenizer)

@@ -68,6 +68,12 @@ class HostBatch:
     types: list[str]
     cut_answers: int
 
+    @property
+    def outside(self) -> int:
+        """How many examples, not bad ones, have an answer that the list lacks."""
+        label_B = self.batch.targets.get("label")
+        return 0 if label_B is None else int(((label_B < 0) & self.batch.valid).sum())
+
 
 def train_batches(
     config: ml_collections.ConfigDict,
@@ -167,8 +173,11 @@ def probe(mixture: Mixture) -> None:
             probe_source(part.config, part.source)
 
 
-def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
+def probe_source(c: ml_collections.ConfigDict, source: Source, frames_knob: str = "config.input.frames") -> None:
     """Decodes up to 8 evenly spaced records before the run starts, so that a wrong path or frame count shows at once.
+
+    Args:
+      frames_knob: what sets `c.frames`, for the message.
 
     Raises:
       UserError: none of them decodes, or all have fewer than `c.frames` frames, c being the source's `config.input`.
@@ -195,8 +204,8 @@ def probe_source(c: ml_collections.ConfigDict, source: Source) -> None:
     record, error = first
     if isinstance(error, video.TooFewFrames):
         raise UserError(
-            f"config.input.frames = {c.frames}, but clip {record.clip_id!r} has {error.count} frames, and none of "
-            f"{count} clips of {source.name} that were tried has enough; lower config.input.frames"
+            f"{frames_knob} = {c.frames}, but clip {record.clip_id!r} has {error.count} frames, and none of "
+            f"{count} clips of {source.name} that were tried has enough; lower {frames_knob}"
         )
     raise UserError(
         f"none of {count} clips of {source.name} that were tried decodes; the first is {record.clip_id!r} "

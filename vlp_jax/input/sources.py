@@ -131,6 +131,8 @@ def _where_to_find(columns: frozenset[str], kind: str, c: ml_collections.ConfigD
             return "set config.input.options_column=''"
         return "set " + " and ".join(f"config.input.{knobs.get(name, name + '_column')}" for name in absent)
     tables = annotations.annotation_tables(pathlib.Path(c.path), kind)
+    if kind == "pretrain" and not tables and "clips" not in annotations.clip_lists(pathlib.Path(c.path)):
+        return f"the splits of {c.path} themselves have captions; name one of them, not an annotation table"
     if not tables:
         return f"no annotation table of {c.path} has them; choose another config.input.path"
     return f"the tables {', '.join(tables)} of {c.path} have them; choose one as the split"

@@ -95,7 +95,7 @@ class Smaug(AlignAndFuse):
     def select(self, clips: EncodedVideo, text_PxD, clip_P, keys_P):
         """Frames kept for each pair, the log gates of their tokens, and the scores; all frames without a selector.
 
-        Of clips with other frames than in training the same share is kept, rounded up.
+        Of longer clips than in training the same share is kept, rounded up; of shorter ones as many as there, or all.
         """
         if self.selector is None:
             return super().select(clips, text_PxD, clip_P, keys_P)
