@@ -18,8 +18,6 @@ from vlp_jax.evaluation import ranking, statistics
 from vlp_jax.types import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("bootstrap", 1000, "Resamples behind intervals and p, 1 or more.")
-flags.DEFINE_integer("seed", 0, "Seed of the resamples.")
 
 _RANKS = ("text_to_video_rank", "video_to_text_rank")
 _SHOWN = 3  # queries named in a message
@@ -170,6 +168,9 @@ def _measures(rows):
 
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
+    # Here, as vlp_jax.evaluate has a flag of that name, too: both modules can be imported by one process.
+    flags.DEFINE_integer("bootstrap", 1000, "Resamples behind intervals and p, 1 or more.")
+    flags.DEFINE_integer("seed", 0, "Seed of the resamples.")
     launch.run_app(main)
 
 
