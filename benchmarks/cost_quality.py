@@ -253,7 +253,7 @@ def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> t
     ends: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         ends.setdefault(row["system"], {}).setdefault(row["budget"], []).append(row["R@1"])
-    lines.append("")
+    lines += ["", "R@1 is the mean of both directions.", ""]
     said = lambda seconds: "not reached" if seconds is None else f"{seconds:.0f} s"
     for mark in MARKS:
         ours, theirs = (time_to(mark, ends.get(name, {})) for name in ("SMAUG", "Singularity"))

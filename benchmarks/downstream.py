@@ -29,8 +29,8 @@ def evaluate(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> dict[str,
         command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", *flags]
         log = workdir.with_suffix(".log")
         call(command, log)
-        last = log.read_text(errors="replace").splitlines()[-1]
-        write_atomically(out, pathlib.Path(last.removeprefix("every query: ")).read_bytes())
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("every query: ")]
+        write_atomically(out, pathlib.Path(said[-1].removeprefix("every query: ")).read_bytes())
     return json.loads(out.read_text())
 
 

@@ -14,7 +14,7 @@ Singularity, stage 2 adds its temporal variant's two layers; a clip's frames com
 as published. From the released configs, for `base`: 10 epochs at 1e-4, then 5 at 5e-5, one of them warm-up, cosine to
 1%, weight decay 0.02, no clipping, one random frame, crops of scale (0.5, 1), flips. Its batches are 128 images or 96
 videos a GPU; 384 a step here is inferred. `tiny` and `small` take optimiser and length from SMAUG's of their size: no
-published ones exist. Not run at `base` here; benchmarks/RESULTS.md has `small`.
+published ones exist. Not run at `base`; benchmarks/cost_quality.py compares `small`.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ videos are seen) and `base` (BEiT-B/16 at 224 px with 4 frames, WebVid-2M videos
 
 From the released configs, for `base`: 10 epochs at 1e-4, one of them warm-up, weight decay 0.02, no clipping, 4 frames.
 Its batches are 64 clips or images a GPU; 512 a step, and the crops, are inferred. `tiny` and `small` take optimiser and
-length from SMAUG's of their size. Not run at `base` here; benchmarks/RESULTS.md has `small`.
+length from SMAUG's of their size. Not run at `base`; benchmarks/cost_quality.py compares `small`.
 """
 
 from typing import Any

@@ -127,6 +127,8 @@ def defaults() -> ml_collections.ConfigDict:
     v.positions = "sincos"
     # none | sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
     v.time_positions = "sincos"
+    # sincos: slots of the clips that the table is made for; others interpolate it. 0: as many as input.frames has.
+    v.time_slots = 0
     v.temporal_attention = False  # attention over time at each location in every block, from zero (VindLU)
 
     m.temporal = q = ml_collections.ConfigDict()

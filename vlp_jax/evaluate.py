@@ -138,7 +138,11 @@ def stem(config: Any, task: str, step: int, is_best: bool, input_path: str | Non
     e, quote = config.evaluation, lambda text: urllib.parse.quote(text, safe="")
     parts = [task, quote(e.split), str(step)]
     parts += ["best"] if is_best else []
-    parts += [quote(os.path.abspath(input_path))[-100:]] if input_path is not None else []
+    if input_path is not None:
+        path = quote(os.path.abspath(input_path))
+        parts.append(
+            path if len(path) <= 100 else f"{path[-88:]}{hashlib.blake2b(path.encode(), digest_size=6).hexdigest()}"
+        )
     parts += [f"rerank{e.rerank}"] if task == "retrieval" and e.rerank else []
     parts += [f"frames{e.frames}"] if e.frames else []
     parts += [e.ensemble] if e.ensemble != "concat" and matches(config, task) else []

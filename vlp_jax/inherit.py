@@ -58,6 +58,12 @@ def model_config(config: Any, given: Collection[str] = (), saved: Any = None) ->
         lines.append(
             f"config.model.selection.frames = {share} of {slots} temporal slots ({kept} of {slots_there} there)"
         )
+    table = there.model.vision.time_slots or slots_there
+    fixed = there.model.vision.time_positions == config.model.vision.time_positions == "sincos"
+    if fixed and slots != table and "model.vision.time_slots" not in own:
+        # The same moment of a clip keeps its position, as a learned table is interpolated.
+        config.model.vision.time_slots = table
+        lines.append(f"config.model.vision.time_slots = {table}: its fixed time positions interpolated to {slots}")
     for key in wanted:
         if key in own and own[key] != values[key]:
             lines.append(f"set on the command line instead: config.{key} = {own[key]!r} ({values[key]!r} there)")

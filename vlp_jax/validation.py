@@ -64,6 +64,7 @@ _RANGES = {
     "evaluation.token_gib": (0, True, None, True),
     "evaluation.bootstrap": (0, True, None, True),
     "model.temporal.layers": (0, True, None, True),
+    "model.vision.time_slots": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
     "loss.vtm": (0, True, None, True),
     "loss.mlm": (0, True, None, True),
@@ -204,6 +205,11 @@ def _validate_model(c):
                 f"config.model.masking.{name} = {m.masking[name]} with config.model.masking.kind = 'none', which hides "
                 f"nothing: set model.masking.{name}=0, or choose another kind"
             )
+    if m.vision.time_slots and m.vision.time_positions != "sincos":
+        raise UserError(
+            f"config.model.vision.time_slots = {m.vision.time_slots} with time_positions = "
+            f"{m.vision.time_positions!r}, which have no fixed table: set time_slots=0, or time_positions=sincos"
+        )
     if m.temporal.embed and not m.temporal.layers:
         raise UserError(
             "config.model.temporal.embed = True with config.model.temporal.layers = 0: there are no layers over time "

@@ -60,7 +60,7 @@ def test_the_model_is_the_other_runs_but_for_what_the_command_line_sets(runs):
     config = config_of("retrieval", "msrvtt", init_from=runs(there), **{"model.pruning.keep_rate": 0.9})
     text = inherit.model_config(config, {"model.pruning.keep_rate", "init_from"})
     ours, theirs = config_lib.leaves(config), config_lib.leaves(there)
-    changed = {"model.pruning.keep_rate", "model.selection.frames"}
+    changed = {"model.pruning.keep_rate", "model.selection.frames", "model.vision.time_slots"}
     for key in ours:
         if key.startswith("model.") and not key.startswith("model.masking.") and key not in changed:
             assert ours[key] == theirs[key], key
@@ -69,6 +69,8 @@ def test_the_model_is_the_other_runs_but_for_what_the_command_line_sets(runs):
     assert "set on the command line instead: config.model.pruning.keep_rate = 0.9 (0.7 there)" in text
     # Of three times as many frames the selector keeps three times as many.
     assert config.model.selection.frames == 6 and "6 of 12 temporal slots (2 of 4 there)" in text
+    # The same moment of a clip keeps its fixed position.
+    assert config.model.vision.time_slots == 4 and "its fixed time positions interpolated to 12" in text
     assert there.name in text and "smaug" in text
 
 

@@ -207,6 +207,22 @@ def test_threads_workers_and_cache_do_not_change_a_batch(config, source, tokeniz
         assert all(type(x) is np.ndarray for item in got for x in jax.tree.leaves(item.batch))
 
 
+def test_clips_of_one_name_keep_their_own_frames_and_questions_about_one_clip_share_them(config, make_clip, tokenizer):
+    class Twins:
+        name, columns = "twins", frozenset({"caption"})
+        clips = tuple(make_clip(count=12, seed=seed) for seed in (1, 2))
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return sources.Record(self.clips[index % 2], f"a small red square {index}", "twin")
+
+    plain = train(config, Twins(), tokenizer, 0, 4)
+    config_lib.update(config, {"input.cache_gib": 0.1})
+    assert_same(train(config, Twins(), tokenizer, 0, 4), plain)
+
+
 class Broken:
     """A source whose record 7 cannot be read."""
 

@@ -159,6 +159,16 @@ def test_fixed_time_positions_are_interpolated_for_clips_of_another_length(tiny_
     np.testing.assert_allclose(got, table[:1] if frames == 1 else expected, atol=1e-6)
 
 
+def test_a_model_for_longer_clips_that_keeps_the_table_has_the_positions_of_the_shorter_ones(tiny_config, build_module):
+    build = lambda changes: build_module(
+        vision.VideoEncoder, config_lib.freeze(tiny_config(changes)), dtype=layers.compute_dtype("float32")
+    )
+    tuned = build({"input.frames": 12, "model.vision.time_slots": 3})
+    np.testing.assert_array_equal(tuned._time_positions(12), build({})._time_positions(12))
+    own = np.asarray(build({"input.frames": 12})._time_positions(12))
+    assert abs(own - np.asarray(tuned._time_positions(12))).max() > 0.1
+
+
 # --- Layers over time after the encoder -------------------------------------------------------------------------------
 
 

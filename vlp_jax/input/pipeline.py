@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import signal
+import zlib
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -312,11 +313,10 @@ class _Loader:
         """The frames of a clip, uint8 `[T, H, W, 3]`, or what `config.input.ablate` leaves of them."""
         if c.ablate == "video":
             return np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
-        # Cached by clip: a clip has many questions.
-        frames = self._decode(c, record, index, (part, record.clip_id))
+        frames = self._decode(c, record, index, part)
         return frames[shuffled(c.frames, self.seed, number)] if c.ablate == "order" else frames
 
-    def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, key: tuple[int, str]) -> np.ndarray:
+    def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int) -> np.ndarray:
         rng = _generator(self.seed, index) if self.training else None
         return video.decode(
             record.video,
@@ -329,8 +329,13 @@ class _Loader:
             timeout_s=c.clip_timeout_s,
             max_pixels=c.max_pixels,
             cache=self._cache,
-            key=key,
+            key=(part, record.clip_id, _identity(record.video)) if self._cache is not None else None,
         )
+
+
+def _identity(video: bytes | str) -> Any:
+    """What tells videos apart in the cache: a clip's questions share its frames, two clips of one name do not."""
+    return video if isinstance(video, str) else (len(video), zlib.crc32(video))
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -182,14 +182,13 @@ class VideoEncoder(nnx.Module):
         self.dtype = dtype
         self.embed = layers.dense(v.tubelet * v.patch_size**2 * 3, v.width, (None, "embed"), dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (v.width,)) * 0.02, out_sharding=("embed",))
-        self.trained_slots, count = grid(config)
+        slots, count = grid(config)
+        self.trained_slots = v.time_slots or slots
         self.side = round(count**0.5)
         self.relative, self.time_kind = v.positions == "relative", v.time_positions
         # From zeros, as in Frozen in Time: a run that starts from images begins where they ended.
         learned = v.time_positions == "learned"
-        self.time: Any = (
-            nnx.Param(jnp.zeros((self.trained_slots, v.width)), out_sharding=(None, "embed")) if learned else None
-        )
+        self.time: Any = nnx.Param(jnp.zeros((slots, v.width)), out_sharding=(None, "embed")) if learned else None
         extras = {"side": self.side if self.relative else 0, "temporal": v.temporal_attention}
 
         def make(r):
