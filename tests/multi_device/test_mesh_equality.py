@@ -38,6 +38,7 @@ NEIGHBOUR = {
     "model.selection.frames": 0,
     "loss.mvm": 0.0,
     "model.vision.positions": "relative",
+    "model.vision.pool": "mean",
 }
 RECIPES = {
     "smaug": {},
