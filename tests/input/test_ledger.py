@@ -27,9 +27,6 @@ def batch(errors, start=0, padding=0, names=None, source=""):
         records=np.arange(size),
         source=source,
         cut=0,
-        question_ids=[""] * size,
-        answers=[""] * size,
-        types=[""] * size,
         cut_answers=0,
     )
 

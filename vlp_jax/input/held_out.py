@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlp_jax.config import HELD_OUT, KEPT
 from vlp_jax.input import arrow_cache
 from vlp_jax.input.sources import Annotated, Record
 from vlp_jax.types import UserError
 
 SHARE = 0.05  # of the clips that are held out, about
-PARTS = ("held_out", "kept")
+PARTS = tuple(suffix.strip("[]") for suffix in (HELD_OUT, KEPT))
 _SCHEMA = pa.schema([("number", pa.int64())])
 
 

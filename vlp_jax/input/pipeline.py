@@ -51,7 +51,6 @@ class HostBatch:
       records: int32 `[B]`, record number in the source, -1 for padding.
       source: name of the source in the mixture, '' where there is but one.
       cut: how many captions, questions and options were longer than L.
-      question_ids, answers, types: B texts, as `sources.Record` has them; '' where there is none, and for padding.
       cut_answers: how many answers were longer than La = `config.task.max_answer_tokens`.
     """
 
@@ -64,9 +63,6 @@ class HostBatch:
     records: Any
     source: str
     cut: int
-    question_ids: list[str]
-    answers: list[str]
-    types: list[str]
     cut_answers: int
 
     @property
@@ -303,9 +299,6 @@ class _Loader:
             records=numbers,
             source=self.parts[part].name,
             cut=cut + cut_options,
-            question_ids=[r.question_id for r in records],
-            answers=[r.answer for r in records],
-            types=[r.type for r in records],
             cut_answers=cut_answers,
         )
 
