@@ -1,6 +1,8 @@
 """A config small enough to compile in seconds, its tokenizer, random batches and modules: shared by all rooms."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import types
 
@@ -45,13 +47,29 @@ hypothesis.settings.register_profile("vlp_jax", deadline=None)
 hypothesis.settings.load_profile("vlp_jax")
 
 
+# Halves the time of compiling for CPUs; newer versions of XLA end a process that names it.
+QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
 def pytest_configure(config):
     # Compiling is nearly all of a tiny model's time, and three times shorter without XLA's optimisations.
     jax.config.update("jax_disable_most_optimizations", True)
+    if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the environment
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_EMITTERS}
+        script = [sys.executable, "-c", "import jax; jax.devices()"]
+        if not subprocess.run(script, env=environment, capture_output=True).returncode:
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_EMITTERS}".strip()
     # Indices of tables and shards that tests open must not stay in the user's cache; worker processes inherit this.
     cache = tempfile.TemporaryDirectory(prefix="vlp_jax_cache_")
     config.add_cleanup(cache.cleanup)
     os.environ["VLP_JAX_CACHE"] = cache.name
+
+
+@pytest.fixture(scope="session")
+def eight_devices():
+    """Environment variables that make JAX, in a process that starts with them, see eight devices of a CPU."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_what_is_stored_does_not_depend_on_python_classes(saver):
     assert_same_bits(saver().restore(abstract(plain))[1], plain)
 
 
-def test_restored_arrays_take_the_sharding_asked_for_on_another_mesh(tmp_path):
+def test_restored_arrays_take_the_sharding_asked_for_on_another_mesh(tmp_path, eight_devices):
     script = """
         import sys, jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -98,8 +98,7 @@ def test_restored_arrays_take_the_sharding_asked_for_on_another_mesh(tmp_path):
                 np.testing.assert_array_equal(shard.data, value[shard.index])
         one.close()
     """
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = run_script(script, tmp_path / "checkpoints", env={"XLA_FLAGS": flags})
+    done = run_script(script, tmp_path / "checkpoints", env=eight_devices)
     assert done.stderr == ""  # orbax stays quiet, even at absl's INFO
     one = Checkpointer(tmp_path / "checkpoints", keep=1, asynchronous=False)
     asked = {"w": jax.ShapeDtypeStruct((16, 8), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}

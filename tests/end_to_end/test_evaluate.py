@@ -34,12 +34,10 @@ def test_an_earlier_checkpoint_can_be_named_and_an_absent_one_is_refused(finishe
     assert done.returncode == 2 and "step 5" in done.stderr and "8, 12" in done.stderr
 
 
-def test_no_batch_size_and_no_number_of_devices_changes_a_rank(finished, run):
+def test_no_batch_size_and_no_number_of_devices_changes_a_rank(finished, run, eight_devices):
     ranks = []
-    for flags, devices in ((["--batch_size=3"], 1), (["--batch_size=10"], 1), (["--batch_size=4"], 8)):
-        done = run(
-            evaluate(finished, "--rerank=4", *flags), XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"
-        )
+    for size, devices in ((3, {}), (10, {}), (4, eight_devices)):
+        done = run(evaluate(finished, "--rerank=4", f"--batch_size={size}"), **devices)
         assert done.returncode == 0, done.stderr
         result = json.loads((finished / "evaluation" / "retrieval_test_12_rerank4.json").read_text())
         ranks.append([(row["text_to_video_rank"], row["video_to_text_rank"]) for row in result["per_query"]])

@@ -60,7 +60,7 @@ def asked(tmp_path_factory, shapes, finished, run):
 
 
 @pytest.mark.parametrize("text", PYTHON)
-def test_command(text, tmp_path, shapes, clips, finished, command, run, request):
+def test_command(text, tmp_path, shapes, clips, finished, command, run, request, eight_devices):
     words = [sys.executable, *shlex.split(text)[1:]]
     module = words[2]
     own = "own" in text
@@ -97,7 +97,7 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request)
         words += [*small, "--config.steps=2"]
         if "finetune" not in text:
             words += ["--config.compute_dtype=float32", "--config.model.vision.patch_size=8"]
-        more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if "mesh" in text else {}
+        more = eight_devices if "mesh" in text else {}
     elif module == "vlp_jax.evaluate":
         source = request.getfixturevalue("asked") if "runs/qa" in text else finished
         workdir = shutil.copytree(source, tmp_path / "run")

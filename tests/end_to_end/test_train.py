@@ -213,12 +213,11 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_input_ends_with_one_clear_message(tmp_path, command, run, name):
+def test_bad_input_ends_with_one_clear_message(tmp_path, command, run, name, eight_devices):
     refused = refusals(tmp_path)
     assert sorted(refused) == sorted(NAMES)
     changes, workdir, expected = refused[name]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if "devices" in name else {}
-    done = run(command(workdir, **changes), **devices)
+    done = run(command(workdir, **changes), **(eight_devices if "devices" in name else {}))
     assert done.returncode == 2, done.stderr
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("error: ")

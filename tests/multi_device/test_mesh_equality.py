@@ -103,16 +103,11 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(tiny_config, fake_tokenizer):
+def results(tiny_config, fake_tokenizer, eight_devices):
     configs = {name: tiny_config({**CHANGES, **changes}) for name, changes in RECIPES.items()}
     for config in configs.values():
         validation.validate(config)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
 
     def run(cases):
         texts = {name: config_lib.to_json(config) for name, config in configs.items()}

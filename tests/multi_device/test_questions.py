@@ -57,13 +57,8 @@ print(json.dumps(out))
 
 
 @pytest.mark.slow
-def test_results_on_eight_devices_are_those_of_one():
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+def test_results_on_eight_devices_are_those_of_one(eight_devices):
+    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
     )

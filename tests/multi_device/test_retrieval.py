@@ -92,13 +92,8 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(tiny_config, fake_tokenizer):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+def results(tiny_config, fake_tokenizer, eight_devices):
+    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
     job = {"config": config_lib.to_json(tiny_config()), "meshes": MESHES, "tokenizer": vars(fake_tokenizer)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

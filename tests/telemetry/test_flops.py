@@ -172,7 +172,7 @@ def test_saving_matmuls_under_a_checkpoint_policy_recomputes_none():
     assert saved.matmul == 3 * 6 * 2 * 3 * 8 * 8
 
 
-def test_shard_map_counts_all_its_devices():
+def test_shard_map_counts_all_its_devices(eight_devices):
     script = """
         import jax, jax.numpy as jnp
         from jax.sharding import AxisType, PartitionSpec as P
@@ -184,7 +184,7 @@ def test_shard_map_counts_all_its_devices():
         copied = jax.shard_map(fn, mesh=mesh, in_specs=(P("a"), P()), out_specs=P("a"), axis_names={"a"})
         print(flops.count(fn, x, w).matmul, flops.count(split, x, w).matmul, flops.count(copied, x, w).matmul)
     """
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = {**os.environ, **eight_devices}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
