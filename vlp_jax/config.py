@@ -202,7 +202,8 @@ def defaults() -> ml_collections.ConfigDict:
     o.trainable = ()
     o.ema_decay = 0.0  # exponential moving average of the parameters, used by evaluation; 0 switches it off
 
-    # -- Mesh: sizes of the axes; their product is the number of devices, one may be -1 (the rest).
+    # -- Mesh: sizes of the axes; their product is the number of devices, one may be -1 (the rest). On the command line
+    # --config.mesh=NAME sets all four (vlp_jax/meshes.py).
     c.mesh = h = ml_collections.ConfigDict()
     h.replica = 1  # data parallel over slices
     h.data = -1  # data parallel, parameters replicated

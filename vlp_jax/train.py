@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import best as best_lib
-from vlp_jax import checkpoint, inherit, launch, optimizer, sharding, validation
+from vlp_jax import checkpoint, inherit, launch, meshes, optimizer, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -303,6 +303,7 @@ def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
     launch.use_huge_pages()
     try:
+        sys.argv[:] = meshes.expand(sys.argv)
         launch.check_config_flags(sys.argv)
     except UserError as error:
         launch.fail(error)
