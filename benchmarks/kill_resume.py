@@ -19,7 +19,7 @@ import time
 
 from vlp_jax.telemetry.writers import read_metrics
 
-UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips"}
+UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips", "device_hours", "mfu"}
 SMALL = {
     "epochs": 0.0,
     "steps": 120,

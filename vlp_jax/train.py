@@ -29,6 +29,8 @@ from vlp_jax.input import ledger as ledger_lib
 from vlp_jax.input import mixture as mixture_lib
 from vlp_jax.input import pipeline, sources
 from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.telemetry import costs as costs_lib
+from vlp_jax.telemetry import meters as meters_lib
 from vlp_jax.telemetry import progress as progress_lib
 from vlp_jax.telemetry import writers as writers_lib
 from vlp_jax.types import UserError
@@ -91,12 +93,12 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     checkpoints = checkpoint.Checkpointer(
         workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
-    step, meters = 0, Meters()
+    step, meters, spent = 0, meters_lib.Meters(), None
     if checkpoints.latest() is not None:
         step, state, metadata = checkpoints.restore(run.abstract)
         check_plan(metadata, workdir, total_steps, records)
         history = inherit.trained_on(config, metadata["trained_on"])
-        meters = Meters(metadata["meters"])
+        meters, spent = meters_lib.Meters(metadata["meters"]), metadata["costs"]
         say(f"continuing {workdir} from step {step} of {total_steps}")
     else:
         history = inherit.trained_on(config)
@@ -129,11 +131,15 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     best = best_lib.Best(workdir, config) if config.evaluation.select_by else None
     if best and best.metadata:
         check_plan(best.metadata, workdir, total_steps, records)
-    step_at = state_lib.train_steps(run, total_steps)
+    step_at, masked_steps = state_lib.train_steps(run, total_steps), config_lib.masked_steps(config, total_steps)
     learning_rate = optimizer.schedule(config, total_steps)
     part_of = mixture.schedule(total_steps)
     progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=main_process)
     waiting = progress_lib.DataWait()
+    flops_of = costs_lib.StepFlops(run, tokenizer, total_steps, len(answers or ()))
+    kind, devices, peak, source = costs_lib.devices_of(config)
+    say(f"{devices} x {kind}, {peak / 1e12:.4g} TFLOP/s each ({source})")
+    costs = costs_lib.Costs(config.batch_size, peak=peak, kind=kind, devices=devices, saved=spent)
     batches = pipeline.train_batches(
         config,
         mixture,
@@ -149,25 +155,26 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
 
     def save(step):
         writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again
-        checkpoints.save(step, state, {**plan, "meters": meters.pending})
+        checkpoints.save(step, state, {**plan, "meters": meters.pending, "costs": costs.to_json()})
 
     def report(done):
         """Reads the metrics of a finished step; called after the next one is dispatched, so that devices never idle."""
         if done is None:
             return
-        step, metrics, item = done
+        step, metrics, item, counted = done
         metrics = jax.device_get(metrics)
         if not metrics["finite"]:
             save(step - 1)
             checkpoints.wait()
             raise not_finite(step, metrics, item, workdir)
         meters.add(metrics)
+        costs.step(counted)
         if step % config.log_every == 0 or step == total_steps:
             means = {**meters.means(), "learning_rate": float(learning_rate(step - 1))}
             speed = progress.update(step, means, waiting.share())
             drawn = {"examples": step * config.batch_size}
             drawn |= {f"examples/{k}": n for k, n in mixture.examples(part_of[:step], config.batch_size).items()}
-            writers.write(step, {**means, **drawn, "bad_clips": ledger.bad, **speed})
+            writers.write(step, {**means, **drawn, "bad_clips": ledger.bad, **speed, **costs.scalars()})
 
     every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
     cut = cut_answers = outside = 0
@@ -178,6 +185,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
             while step < total_steps and not stop.received:
                 with waiting:
                     item = next(batches)
+                costs.totals.waited_seconds += waiting.last
                 try:
                     ledger.add(item)
                 except UserError:
@@ -187,10 +195,13 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
                     raise
                 cut, cut_answers, outside = cut + item.cut, cut_answers + item.cut_answers, outside + item.outside
                 # Once a step is not finite, `good` keeps every later one from moving the state.
+                counted, new = flops_of(step < masked_steps, item.batch)
                 state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
+                if new:
+                    costs.interrupt()  # it was compiled, while the step before it ran
                 step, good = step + 1, metrics["finite"]
                 report(in_flight)
-                in_flight = (step, metrics, item)
+                in_flight = (step, metrics, item, counted)
                 progress.tick(step)
                 if every(config.evaluation.every_steps) or every(config.checkpoint.every_steps):
                     report(in_flight)
@@ -204,6 +215,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
                                 say(f"step {step}: {config.evaluation.select_by} = {value:.4g}, the best so far")
                     if every(config.checkpoint.every_steps):
                         save(step)
+                    costs.resume()
             report(in_flight)
             if stop.received and step not in checkpoints.steps():
                 save(step)
@@ -236,6 +248,7 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
             sys.exit(130)
     else:
         say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
+        say(costs_lib.summary(config.name, costs.totals))
         if best and best.metadata:
             say(f"{workdir / workdir_lib.BEST}: step {best.metadata['step']}, {best_lib.describe(best.metadata)}")
 
@@ -259,31 +272,6 @@ def check_plan(metadata: dict[str, Any], workdir: pathlib.Path, total_steps: int
             f"the run in {workdir} trains on {metadata['records']} records, the data now holds {records}: the rest "
             "of the run would see other examples than planned; restore the data, or use a new --workdir"
         )
-
-
-class Meters:
-    """Sums and counts since the last line of metrics; saved with the state, so that a resumed run logs the same means.
-
-    Args:
-      pending: name -> [sum, count], from a checkpoint.
-    """
-
-    def __init__(self, pending: dict[str, list[float]] | None = None):
-        self.pending = dict(pending or {})
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Adds one step's `(sum, count)` pairs, and its loss and gradient norm as pairs of count 1."""
-        pairs = {"loss": (metrics["loss"], 1.0), **metrics["terms"], **metrics["measurements"]}
-        pairs["grad_norm"] = (metrics["grad_norm"], 1.0)
-        for name, (total, count) in pairs.items():
-            old = self.pending.get(name, [0.0, 0.0])
-            self.pending[name] = [old[0] + float(total), old[1] + float(count)]
-
-    def means(self) -> dict[str, float]:
-        """Means of what was added since the last call; a name without any count is left out."""
-        means = {name: total / count for name, (total, count) in self.pending.items() if count}
-        self.pending = {}
-        return means
 
 
 def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, workdir: pathlib.Path) -> UserError:

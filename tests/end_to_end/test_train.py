@@ -14,7 +14,7 @@ import pytest
 from vlp_jax.telemetry.writers import read_metrics
 
 # Wall-clock measurements differ between two runs; a ledger's counts may, after a kill.
-UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips"}
+UNSTABLE = {"examples_per_second", "data_wait_share", "bad_clips", "device_hours", "mfu"}
 
 
 def losses(workdir):
@@ -26,6 +26,9 @@ def test_a_run_leaves_checkpoints_metrics_tokenizer_and_config(finished):
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert {"vtc", "vtm", "mlm", "mvm", "loss", "grad_norm", "learning_rate", "temperature"} <= set(lines[0])
     assert all(np.isfinite(value) for line in lines for value in line.values())
+    # The last fifth of the steps sees whole clips.
+    flops = np.diff([0, *(line["flops"] for line in lines)])
+    assert len(set(flops[:10])) == len(set(flops[10:])) == 1 and flops[0] != flops[-1] and flops.min() > 0
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["000000008", "000000012"]
     assert list((finished / "tensorboard").glob("events*"))
@@ -38,6 +41,9 @@ def test_the_output_shows_parameters_progress_and_bad_clips(tmp_path, command, r
     assert done.returncode == 0, done.stderr
     for text in ("Total:", "12/12", "examples/s", "data wait", "bad clips: none", "done: 12 steps"):
         assert text in done.stderr, f"{text!r} missing in:\n{done.stderr}"
+    assert re.search(
+        r"smaug-tiny: [\d.e+]+ FLOPs, [\d.e-]+ CPU-hours, \d+% MFU, 96 examples, data wait \d+%", done.stderr
+    )
 
 
 def test_running_a_finished_command_again_changes_nothing(tmp_path, finished, command, run):
@@ -45,6 +51,8 @@ def test_running_a_finished_command_again_changes_nothing(tmp_path, finished, co
     done = run(command(workdir))
     assert done.returncode == 0, done.stderr
     assert losses(workdir) == losses(finished)
+    # Nothing was trained, and nothing is paid for twice.
+    assert "96 examples" in done.stderr
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -28,13 +28,15 @@ class DataWait:
         self._since = clock()
         self._entered = 0.0
         self._waited = 0.0
+        self.last = 0.0  # seconds of the newest block
 
     def __enter__(self) -> "DataWait":
         self._entered = self._clock()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._waited += self._clock() - self._entered
+        self.last = self._clock() - self._entered
+        self._waited += self.last
 
     def share(self) -> float:
         """Returns waiting time over wall time since the last call (or the start), in [0, 1]; starts anew."""
