@@ -276,6 +276,7 @@ def test_the_free_axis_of_a_mesh_takes_the_remaining_devices(tiny_config):
         ({"batch_size": 12}, ["batch_size = 12", "8 devices", "multiple of 8"]),
         ({"batch_size": 8, "accumulate_steps": 2}, ["batch_size = 8", "micro-batches of 4", "multiple of 16"]),
         ({"batch_size": 6, "mesh.tensor": 2}, ["batch_size = 6", "4 devices", "multiple of 4"]),
+        ({"batch_size": 32, "similarity_rows": 3}, ["similarity_rows = 3", "4 examples", "divisor"]),
     ],
 )
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_both_numbers(tiny_config, changes, words):

@@ -45,7 +45,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError where the training batch does not divide over the mesh's data axes."""
+    """Raises UserError where the batch does not divide over the mesh's data axes, or its similarities into rows."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     micro = config.batch_size // config.accumulate_steps
     if micro % ways:
@@ -53,6 +53,12 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"config.batch_size = {config.batch_size} in {config.accumulate_steps} micro-batches of {micro} is not "
             f"divisible by the {ways} devices of the mesh's data axes; expected a multiple of "
             f"{ways * config.accumulate_steps}"
+        )
+    rows = config.similarity_rows
+    if rows and micro // ways % rows:
+        raise UserError(
+            f"config.similarity_rows = {rows} does not divide the {micro // ways} examples of a micro-batch that "
+            "each device has; expected a divisor of that, or 0"
         )
 
 
@@ -74,6 +80,30 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(
         x, PartitionSpec(BATCH_AXES, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
     )
+
+
+def by_device(fn: Callable, rows: Any, columns: Any, shared: Any) -> Any:
+    """`fn(rows, columns, shared)` on each device by itself: its own rows, everybody's columns.
+
+    Args:
+      fn: returns arrays with a leading axis of its rows.
+      rows, columns: arrays `[B, ...]`, spread over the data-parallel axes; a device gathers all columns, once.
+      shared: arrays that every device has.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return fn(rows, columns, shared)
+
+    def local(rows, columns, shared):
+        columns = jax.tree.map(lambda x: jax.lax.all_gather(x, BATCH_AXES, tiled=True), columns)
+        # Said once out here, so that gradients are added up over the devices once, and not in a loop of fn's.
+        shared = jax.tree.map(lambda x: jax.lax.pcast(x, BATCH_AXES, to="varying"), shared)
+        return fn(rows, columns, shared)
+
+    spread = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        local, in_specs=(spread, spread, PartitionSpec()), out_specs=spread, axis_names=set(BATCH_AXES)
+    )(rows, columns, shared)
 
 
 def abstract_model(create: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Any]:

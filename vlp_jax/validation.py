@@ -64,6 +64,7 @@ _RANGES = {
     "evaluation.token_gib": (0, True, None, True),
     "evaluation.bootstrap": (0, True, None, True),
     "model.temporal.layers": (0, True, None, True),
+    "similarity_rows": (0, True, None, True),
     "model.vision.time_slots": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
     "loss.vtm": (0, True, None, True),

@@ -42,11 +42,13 @@ NEIGHBOUR = {
 }
 RECIPES = {
     "smaug": {},
+    "smaug, a row at a time": {"similarity_rows": 1},
     "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
     "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": True},
 }
 # The neighbours share nearly every part: one mesh that uses all axes is enough for them.
 CASES = [("smaug", mesh) for mesh in MESHES]
+CASES += [("smaug, a row at a time", "data=2, fsdp=2, tensor=2")]
 CASES += [(name, mesh) for name in ("singularity", "vindlu") for mesh in ("one device", "data=2, fsdp=2, tensor=2")]
 
 SCRIPT = """
@@ -139,7 +141,7 @@ def results(tiny_config, fake_tokenizer, eight_devices):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [case for case in CASES if case[1] != "one device"])
 def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, name, mesh):
-    steps = results[name, "one device"]["steps"], results[name, mesh]["steps"]
+    steps = results[name.partition(",")[0], "one device"]["steps"], results[name, mesh]["steps"]
     for number, (one, many) in enumerate(zip(*steps)):
         assert one.keys() == many.keys()
         for key in one:
@@ -148,7 +150,7 @@ def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["smaug", "singularity", "vindlu"])
 def test_the_steps_really_train(results, name):
     steps = results[name, "one device"]["steps"]
     assert len({step["loss"] for step in steps}) == STEPS

@@ -14,10 +14,27 @@ IDS = np.array([0, 1, 2, 1, 4, 1], np.int32)
 VALID = np.array([True, True, False, True, True, False])
 
 
-def vtc(logits, ids, valid):
-    positives = contrastive.same_id(jnp.asarray(ids), jnp.asarray(valid))
-    total, count = contrastive.vtc(jnp.asarray(logits), positives, jnp.asarray(valid))
-    return float(total), float(count)
+@pytest.fixture(params=[0, 1, 2, 3, 6])
+def pairs(request):
+    """Builds Similarities with these logits, all at once or some rows at a time."""
+
+    def build(logits, ids, valid):
+        logits = jnp.asarray(logits)
+        columns = jnp.eye(len(ids), dtype=logits.dtype)
+        return contrastive.Similarities(
+            logits, columns, jnp.float32(1), jnp.asarray(ids), jnp.asarray(valid), request.param
+        )
+
+    return build
+
+
+@pytest.fixture
+def vtc(pairs):
+    def value(logits, ids, valid):
+        total, count = contrastive.vtc(pairs(logits, ids, valid))
+        return float(total), float(count)
+
+    return value
 
 
 def by_hand(logits, ids):
@@ -32,26 +49,25 @@ def by_hand(logits, ids):
     return total
 
 
-def test_vtc_of_distinct_pairs_is_the_symmetric_cross_entropy():
+def test_vtc_of_distinct_pairs_is_the_symmetric_cross_entropy(vtc):
     total, count = vtc(LOGITS, np.arange(B), np.ones(B, bool))
     np.testing.assert_allclose(total, by_hand(LOGITS, np.arange(B)), rtol=1e-5)
     assert count == B
 
 
-def test_vtc_spreads_the_target_over_rows_of_the_same_id():
+def test_vtc_spreads_the_target_over_rows_of_the_same_id(vtc):
     np.testing.assert_allclose(vtc(LOGITS, IDS, np.ones(B, bool))[0], by_hand(LOGITS, IDS), rtol=1e-5)
 
 
-def test_an_invalid_row_is_neither_anchor_nor_negative_nor_positive():
+def test_an_invalid_row_is_neither_anchor_nor_negative_nor_positive(vtc):
     total, count = vtc(LOGITS, IDS, VALID)
     rest = np.flatnonzero(VALID)
     np.testing.assert_allclose(total, by_hand(LOGITS[np.ix_(rest, rest)], IDS[rest]), rtol=1e-5)
     assert count == 4
 
 
-def test_vtc_gives_no_gradient_to_similarities_of_invalid_rows_and_the_true_one_elsewhere():
-    positives = contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID))
-    gradient = np.asarray(jax.grad(lambda s: contrastive.vtc(s, positives, jnp.asarray(VALID))[0])(LOGITS))
+def test_vtc_gives_no_gradient_to_similarities_of_invalid_rows_and_the_true_one_elsewhere(pairs):
+    gradient = np.asarray(jax.grad(lambda s: contrastive.vtc(pairs(s, IDS, VALID))[0])(LOGITS))
     assert (gradient[~VALID] == 0).all()
     assert (gradient[:, ~VALID] == 0).all()
     expected = np.zeros((B, B))
@@ -65,16 +81,15 @@ def test_vtc_gives_no_gradient_to_similarities_of_invalid_rows_and_the_true_one_
 
 
 @pytest.mark.parametrize("valid_rows", [0, 1])
-def test_vtc_stays_finite_with_no_or_one_valid_row(valid_rows):
+def test_vtc_stays_finite_with_no_or_one_valid_row(vtc, pairs, valid_rows):
     valid = np.arange(B) < valid_rows
     total, count = vtc(LOGITS, np.arange(B), valid)
     assert (total, count) == (0.0, valid_rows)
-    positives = contrastive.same_id(jnp.arange(B), jnp.asarray(valid))
-    gradient = jax.grad(lambda s: contrastive.vtc(s, positives, jnp.asarray(valid))[0])(LOGITS)
+    gradient = jax.grad(lambda s: contrastive.vtc(pairs(s, np.arange(B), valid))[0])(LOGITS)
     assert (np.asarray(gradient) == 0).all()
 
 
-def test_vtc_survives_similarities_at_the_lowest_temperature():
+def test_vtc_survives_similarities_at_the_lowest_temperature(vtc):
     logits = np.sign(LOGITS) * 1000
     total, _ = vtc(logits, np.arange(B), np.ones(B, bool))
     assert np.isfinite(total)
@@ -93,20 +108,24 @@ def test_unit_of_bfloat16_is_float32_and_zero_has_a_finite_gradient():
     assert np.isfinite(jax.grad(lambda x: contrastive.unit(x).sum())(jnp.zeros((1, 3)))).all()
 
 
-def test_same_id_marks_pairs_of_valid_rows_of_one_id():
-    got = np.asarray(contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID)))
-    for i in range(B):
-        for j in range(B):
-            assert got[i, j] == (VALID[i] and VALID[j] and IDS[i] == IDS[j])
+def test_rows_are_those_of_the_matrix_and_positives_pairs_of_valid_rows_of_one_id(pairs):
+    sims, own = pairs(LOGITS, IDS, VALID), np.arange(B)
+    shown = lambda logits, positives, valid_B, own_R: (logits, positives, jnp.tile(valid_B, (len(own_R), 1)), own_R)
+    for side, expected in ((sims, LOGITS), (sims.T, LOGITS.T)):
+        logits, positives, valid, rows = side.each_row(shown, own)
+        np.testing.assert_allclose(logits, expected, rtol=1e-6)
+        assert (np.asarray(valid) == VALID).all() and (np.asarray(rows) == own).all()
+        for i in range(B):
+            for j in range(B):
+                assert positives[i, j] == (VALID[i] and VALID[j] and IDS[i] == IDS[j])
 
 
-def test_recall_at_1_counts_valid_videos_whose_best_valid_text_is_a_positive():
-    positives = contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID))
+def test_recall_at_1_counts_valid_videos_whose_best_valid_text_is_a_positive(pairs):
     hits = 0
     for i in np.flatnonzero(VALID):
         best = max(np.flatnonzero(VALID), key=lambda j: LOGITS[i, j])
         hits += IDS[best] == IDS[i]
-    total, count = contrastive.recall_at_1(jnp.asarray(LOGITS), positives, jnp.asarray(VALID))
+    total, count = contrastive.recall_at_1(pairs(LOGITS, IDS, VALID))
     assert (float(total), float(count)) == (hits, 4)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vlp_jax.objectives import contrastive, matching
 
@@ -13,10 +14,16 @@ IDS = np.array([0, 1, 2, 1, 4, 5], np.int32)
 VALID = np.array([True, True, False, True, True, True])
 
 
+def pairs(logits, ids, valid, at_once=0):
+    columns = jnp.eye(len(ids), dtype=jnp.float32)
+    return contrastive.Similarities(
+        jnp.asarray(logits), columns, jnp.float32(1), jnp.asarray(ids), jnp.asarray(valid), at_once
+    )
+
+
 def draw(logits, ids, valid, count=3000):
-    positives = contrastive.same_id(jnp.asarray(ids), jnp.asarray(valid))
     keys = jax.random.split(jax.random.key(0), (count, len(ids)))
-    one = lambda keys: matching.hard_negatives(keys, jnp.asarray(logits), positives, jnp.asarray(valid))
+    one = lambda keys: matching.hard_negatives(keys, pairs(logits, ids, valid))
     index, exists = jax.jit(jax.vmap(one))(keys)
     return np.asarray(index), np.asarray(exists)
 
@@ -55,15 +62,22 @@ def test_no_row_has_a_negative_where_only_one_is_valid():
 
 
 def test_the_draw_passes_no_gradient_and_depends_on_the_key():
-    positives = contrastive.same_id(jnp.asarray(IDS), jnp.asarray(VALID))
     keys = jax.random.split(jax.random.key(0), B)
 
     def chosen(logits):
-        index, _ = matching.hard_negatives(keys, logits, positives, jnp.asarray(VALID))
+        index, _ = matching.hard_negatives(keys, pairs(logits, IDS, VALID))
         return jnp.take_along_axis(jax.lax.stop_gradient(logits), index[:, None], 1).sum()
 
     assert (np.asarray(jax.grad(chosen)(LOGITS)) == 0).all()
     assert len({tuple(row) for row in draw(LOGITS, IDS, VALID, count=20)[0]}) > 5
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_few_rows_at_a_time_draw_what_all_at_once_draw(at_once):
+    keys = jax.random.split(jax.random.key(3), B)
+    for side in (lambda p: p, lambda p: p.T):
+        whole, parts = (matching.hard_negatives(keys, side(pairs(LOGITS, IDS, VALID, n))) for n in (0, at_once))
+        np.testing.assert_array_equal(whole, parts)
 
 
 def test_vtm_is_the_binary_cross_entropy_of_the_counted_pairs():

@@ -107,8 +107,7 @@ def test_vtc_is_the_mean_over_frames_of_cosines(model, frames_of):
     np.testing.assert_allclose(contrastive.similarities(video, text, 1.0), np.mean(each, axis=0), atol=1e-5)
     out = module.loss(batch, KEY)
     valid = jnp.asarray(batch.valid)
-    positives = contrastive.same_id(jnp.asarray(batch.positive_id), valid)
-    expected = contrastive.vtc(contrastive.similarities(video, text, 0.07), positives, valid)
+    expected = contrastive.vtc(contrastive.Similarities(video, text, 0.07, jnp.asarray(batch.positive_id), valid))
     np.testing.assert_allclose(out.terms["vtc"], expected, rtol=1e-4)
 
 

@@ -235,8 +235,7 @@ def test_unmasked_tuning_sees_whole_clips_as_evaluation_does_and_rebuilds_nothin
     assert set(out.terms) == {"vtc", "vtm", "mlm"}
     v, w = call("sparse", "embed_video", b.video), call("sparse", "embed_text", b.text_ids, b.text_mask)
     valid = jnp.asarray(b.valid)
-    positives = contrastive.same_id(jnp.asarray(b.positive_id), valid)
-    expected = contrastive.vtc(contrastive.similarities(v, w, 0.07), positives, valid)
+    expected = contrastive.vtc(contrastive.Similarities(v, w, 0.07, jnp.asarray(b.positive_id), valid))
     np.testing.assert_allclose(out.terms["vtc"], expected, rtol=1e-4)
 
 
@@ -297,9 +296,7 @@ def test_vtc_of_the_dense_recipe_is_that_of_its_embeddings(model, loss, call, ba
     b = batch("dense", positive_id=np.array([0, 1, 2, 1, 4, 5, 6, 7], np.int32))
     v, w = call("dense", "embed_video", b.video), call("dense", "embed_text", b.text_ids, b.text_mask)
     valid = jnp.asarray(b.valid)
-    total, _ = contrastive.vtc(
-        contrastive.similarities(v, w, 0.07), contrastive.same_id(jnp.asarray(b.positive_id), valid), valid
-    )
+    total, _ = contrastive.vtc(contrastive.Similarities(v, w, 0.07, jnp.asarray(b.positive_id), valid))
     _, out = loss("dense")(model("dense")[2], b, KEY)[0]
     np.testing.assert_allclose(out.terms["vtc"][0], total, rtol=1e-4)
     np.testing.assert_allclose(out.measurements["temperature"][0], 0.07, rtol=1e-5)

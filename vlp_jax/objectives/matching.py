@@ -3,23 +3,29 @@
 import jax
 import jax.numpy as jnp
 
+from vlp_jax.objectives.contrastive import Similarities
 
-def hard_negatives(keys_B, logits_BxB, positives_BxB, valid_B):
+
+def hard_negatives(keys_B, pairs: Similarities):
     """Draws one negative of each row from the softmax over its similarities, positives and invalid columns excluded.
 
     Args:
       keys_B: one random key per example.
-      logits_BxB: similarities over the temperature; no gradient flows through the choice.
+      pairs: no gradient flows through the choice.
 
     Returns:
       `(index_B, exists_B)`: the chosen columns, and whether the row has any negative at all.
     """
-    allowed = ~positives_BxB & valid_B[None, :] & valid_B[:, None]
-    logits = jnp.where(allowed, jax.lax.stop_gradient(logits_BxB), -jnp.inf)
-    exists_B = allowed.any(-1)
-    # A row without a negative gets finite logits, so that its (unused) draw is defined.
-    logits = jnp.where(exists_B[:, None], logits, 0.0)
-    return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32), exists_B
+
+    def draw(logits, positives, valid_B, keys, valid_R):
+        allowed = ~positives & valid_B[None, :] & valid_R[:, None]
+        logits = jnp.where(allowed, jax.lax.stop_gradient(logits), -jnp.inf)
+        exists_R = allowed.any(-1)
+        # A row without a negative gets finite logits, so that its (unused) draw is defined.
+        logits = jnp.where(exists_R[:, None], logits, 0.0)
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32), exists_R
+
+    return pairs.each_row(draw, keys_B, pairs.valid_B)
 
 
 def vtm(logits_Px2, match_P, counted_P):

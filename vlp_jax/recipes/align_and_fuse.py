@@ -51,12 +51,10 @@ class Contrast(Losses):
     """The contrastive term, and what hard negatives are drawn from.
 
     Attributes:
-      logits: float32 `[B, B]`, similarities over the temperature, rows are videos.
-      positives: bool `[B, B]`.
+      pairs: similarities over the temperature, rows are videos.
     """
 
-    logits: Any = None
-    positives: Any = None
+    pairs: contrastive.Similarities | None = None
 
 
 class AlignAndFuse(nnx.Module):
@@ -126,11 +124,17 @@ class AlignAndFuse(nnx.Module):
         if not (w.vtc or w.vtm):
             return out
         temperature = self._temperature()
-        out.logits = contrastive.similarities(self._embed(video), self._embed_words(words.whole), temperature)
-        out.positives = contrastive.same_id(batch.positive_id, batch.valid)
+        out.pairs = contrastive.Similarities(
+            self._embed(video),
+            self._embed_words(words.whole),
+            temperature,
+            batch.positive_id,
+            batch.valid,
+            self.config.similarity_rows,
+        )
         if w.vtc:
-            out.terms["vtc"] = contrastive.vtc(out.logits, out.positives, batch.valid)
-            out.measurements["vtc_recall_at_1"] = contrastive.recall_at_1(out.logits, out.positives, batch.valid)
+            out.terms["vtc"] = contrastive.vtc(out.pairs)
+            out.measurements["vtc_recall_at_1"] = contrastive.recall_at_1(out.pairs)
             out.measurements["temperature"] = (temperature, jnp.float32(1))
         return out
 
@@ -141,9 +145,9 @@ class AlignAndFuse(nnx.Module):
         own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
         pairs = []  # (text features, text mask, clip)
         if w.vtm:
-            logits, positives = contrast.logits, contrast.positives
-            text_of, has_text = matching.hard_negatives(key_of(2), logits, positives, batch.valid)
-            clip_of, has_clip = matching.hard_negatives(key_of(3), logits.T, positives.T, batch.valid)
+            assert contrast.pairs is not None  # `contrast` makes them for VTM, too
+            text_of, has_text = matching.hard_negatives(key_of(2), contrast.pairs)
+            clip_of, has_clip = matching.hard_negatives(key_of(3), contrast.pairs.T)
             negative_words, negative_mask = fusion.gather_rows((words.whole, batch.text_mask), text_of)
             pairs += [
                 (words.whole, batch.text_mask, own),
