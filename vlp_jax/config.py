@@ -36,8 +36,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.batch_size = 128  # global examples a step, over all hosts and devices
     # Micro-batches a step: gradients and losses are means over them, contrastive negatives come from one of them.
     c.accumulate_steps = 1
-    # Rows of the B x B similarities of a micro-batch that a device holds at a time, computed anew for every use; divides
-    # the examples that it has. 0 holds B x B over all devices: 4 GiB at B = 32,768, and as much again for gradients.
+    # Rows of a micro-batch's B x B similarities that a device holds at a time, computed anew for every use; divides the
+    # examples that it has. 0 holds B x B over all devices: 4 GiB at B = 32,768, and as much again for gradients.
     c.similarity_rows = 0
     c.compute_dtype = "float32"  # float32 | bfloat16: activations and matmuls; parameters stay float32
     c.matmul_precision = (
