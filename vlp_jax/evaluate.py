@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from vlp_jax import best, inherit, launch, sharding, validation
+from vlp_jax import best, distributed, inherit, launch, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
@@ -60,6 +60,12 @@ def main(argv: list[str]) -> None:
     step = FLAGS.checkpoint
     if step not in (None, "best") and not step.isdecimal():
         raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
+    launch.join_processes()
+    if FLAGS.task == "reconstruction" and jax.process_count() > 1:
+        raise UserError(
+            f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
+            "alone, with --distributed=off"
+        )
     run = launch.open_run(
         pathlib.Path(FLAGS.workdir),
         int(step) if step not in (None, "best") else None,
@@ -203,6 +209,8 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     title += f", {ensemble} of the frames' scores" if ensemble != "concat" else ""
     title += f", without {c.input.ablate}" if c.input.ablate else ""
     title += ", a part of the training split" if e.split.endswith(config_lib.HELD_OUT) else ""
+    if not distributed.is_first():
+        return
     print(module.table(result, title))
     details = {
         "task": task,

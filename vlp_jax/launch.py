@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from vlp_jax import checkpoint, sharding, validation
+from vlp_jax import checkpoint, distributed, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -24,6 +24,26 @@ from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
 _WITH_ANSWERS = ("question_answering", "classification")  # kinds of config.task that choose from a closed list
+
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    distributed.MODES,
+    "Whether this is one of several processes; auto: what the environment says.",
+)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot find it by itself.")
+flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+flags.DEFINE_integer("process_id", None, "This process's number, from 0, with --coordinator.")
+
+
+def join_processes() -> Callable[[str], None]:
+    """Joins the other processes of a job by the flags; returns what prints to stderr, on the first process alone."""
+    distributed.initialize(FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process_id)
+    if not distributed.is_first():
+        return lambda text: None
+    return lambda text: print(text, file=sys.stderr, flush=True)
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

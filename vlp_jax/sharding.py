@@ -6,6 +6,8 @@ Axes: `replica` (data parallel over slices), `data` (data parallel), `fsdp` (dat
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlp_jax.types import UserError
@@ -41,7 +44,18 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
         raise UserError(
             f"config.mesh ({text}) does not fill the {len(devices)} devices: expected sizes whose product is that"
         )
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    auto = (AxisType.Auto,) * len(AXES)
+    if len(slices) == 1:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=auto)
+    if sizes[0] % len(slices):
+        raise UserError(
+            f"config.mesh ({text}): the {len(devices)} devices are in {len(slices)} slices, with a slow network "
+            f"between them; expected config.mesh.replica to be a multiple of {len(slices)}"
+        )
+    inside = [sizes[0] // len(slices), *sizes[1:]]
+    order = mesh_utils.create_hybrid_device_mesh(inside, [len(slices), 1, 1, 1], devices)
+    return Mesh(order, AXES, axis_types=auto)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -169,10 +183,60 @@ def create_sharded(create: Callable[[], nnx.Module], shardings: Any) -> Any:
     return jax.jit(build, out_shardings=shardings)()
 
 
-def to_global(tree: Any, mesh: Mesh) -> Any:
-    """Makes global arrays, spread over the batch axes, from the host's own slice of a batch (NumPy arrays)."""
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of batches that lie on this process's devices, and that it has to read.
+
+    Attributes:
+      size: of a batch.
+      own: int64, their numbers, ascending. Where the tensor axis spans hosts, several processes have the same.
+    """
+
+    size: int
+    own: np.ndarray
+
+
+def rows_of(mesh: Mesh, size: int) -> Rows:
+    """This process's rows of batches of `size`, which the data-parallel devices divide."""
+    mine = np.zeros(size, bool)
+    for place in batch_sharding(mesh).addressable_devices_indices_map((size,)).values():
+        assert place is not None  # only a device outside the mesh has none
+        mine[place[0]] = True
+    return Rows(size, np.flatnonzero(mine))
+
+
+def to_global(tree: Any, mesh: Mesh, rows: Rows | None = None) -> Any:
+    """Makes global arrays, spread over the batch axes, of NumPy arrays with examples on the leading axis.
+
+    Args:
+      rows: which of them this process has; None where it has all of them, as every other process.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+    def place(x):
+        x = np.asarray(x)
+        size = len(x) if rows is None else rows.size
+
+        def part(index):
+            first, last, _ = index[0].indices(size)
+            at = first if rows is None else int(np.searchsorted(rows.own, first))
+            return x[at : at + last - first]  # rows of one device follow each other
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """NumPy copies, on every process, of global arrays however they are spread."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.device_get(jax.tree.map(lambda x: _copier(x.sharding.mesh)(x), tree))
+
+
+@functools.lru_cache
+def _copier(mesh: Mesh) -> Callable:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:

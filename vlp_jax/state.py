@@ -154,7 +154,8 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
         return state, {**sums, "loss": loss, "grad_norm": grad_norm, "finite": finite}
 
     shardings = jax.tree.map(lambda x: x.sharding, run.abstract)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    # On every device, so that every process can read the metrics.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(run.mesh)))
 
 
 def merge(run: Setup, params: Any) -> Any:

@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import best as best_lib
-from vlp_jax import checkpoint, inherit, launch, meshes, optimizer, sharding, validation
+from vlp_jax import checkpoint, distributed, inherit, launch, meshes, optimizer, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -35,6 +35,8 @@ from vlp_jax.telemetry import progress as progress_lib
 from vlp_jax.telemetry import writers as writers_lib
 from vlp_jax.types import UserError
 
+_STOPPED, _FAILED = 1, 2  # votes of a process: a signal has come, too many clips are bad
+
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, with an argument after a colon: configs/smaug.py:tiny.")
 flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and the tokenizer.", required=True)
@@ -44,30 +46,27 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
+    say = launch.join_processes()
     config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
-    train(config, workdir, config_flags.get_override_values(FLAGS["config"]))
+    train(config, workdir, config_flags.get_override_values(FLAGS["config"]), say)
 
 
-def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> None:
+def train(config: Any, workdir: pathlib.Path, given: Collection[str], say: Callable[[str], None]) -> None:
     """Runs or continues one run.
 
     Args:
       given: dotted keys of the config that the command line sets.
+      say: prints a line, on the first process alone.
 
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
     """
     # -- Config, workdir, data -----------------------------------------------------------------------------------------
-    main_process = jax.process_index() == 0
-    say = (lambda text: print(text, file=sys.stderr, flush=True)) if main_process else (lambda text: None)
+    first = distributed.is_first()
     saved = workdir_lib.saved_config(workdir)
     if config.init_model:
         say(inherit.model_config(config, given, saved))
     validation.validate(config)
-    if jax.process_count() > 1:
-        raise UserError(
-            f"training runs in one process on all devices of a host so far, this job has {jax.process_count()}"
-        )
     launch.set_precision(config)
     launch.check_kernel(config)
     stop = launch.StopSignal()
@@ -88,8 +87,10 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
 
     # -- State, from the newest intact checkpoint where there is one ---------------------------------------------------
     run = state_lib.setup(config, tokenizer, mesh, total_steps, len(answers or ()))
-    lock = workdir_lib.lock(workdir)
-    workdir_lib.prepare(config, workdir, tokenizer, answer_file)
+    lock = workdir_lib.lock(workdir) if first else None
+    if first:
+        workdir_lib.prepare(config, workdir, tokenizer, answer_file)
+    distributed.barrier("prepared")
     checkpoints = checkpoint.Checkpointer(
         workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
     )
@@ -110,18 +111,22 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
                     state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
                 )
                 say(str(taken))
-                write_atomically(workdir / workdir_lib.INIT, json.dumps(taken.to_json(), indent=1).encode())
+                if first:
+                    write_atomically(workdir / workdir_lib.INIT, json.dumps(taken.to_json(), indent=1).encode())
         say(progress_lib.parameter_overview(run.abstract.params))
         say(optimizer.trained_summary(config, run.abstract.params))
     say(
         f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(mixture)} clips in {mixture.name}, "
         f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else "")
     )
 
     # -- Loop ----------------------------------------------------------------------------------------------------------
-    writers = writers_lib.Writers(workdir, enabled=main_process)
+    writers = writers_lib.Writers(workdir, enabled=first)
     writers.truncate_after(step)
-    ledger = ledger_lib.Ledger(workdir / "ledger.jsonl" if main_process else None, config.input.max_bad_share)
+    # Each process lists the clips that it has read.
+    name = "ledger.jsonl" if first else f"ledger-{jax.process_index()}.jsonl"
+    ledger = ledger_lib.Ledger(workdir / name, config.input.max_bad_share)
     evaluator: Any = None
     evaluate: Any = None
     if config.evaluation.every_steps:
@@ -134,21 +139,15 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
     step_at, masked_steps = state_lib.train_steps(run, total_steps), config_lib.masked_steps(config, total_steps)
     learning_rate = optimizer.schedule(config, total_steps)
     part_of = mixture.schedule(total_steps)
-    progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=main_process)
+    progress = progress_lib.Progress(total_steps, step, config.batch_size, enabled=first)
     waiting = progress_lib.DataWait()
     flops_of = costs_lib.StepFlops(run, tokenizer, total_steps, len(answers or ()))
     kind, devices, peak, source = costs_lib.devices_of(config)
     say(f"{devices} x {kind}, {peak / 1e12:.4g} TFLOP/s each ({source})")
     costs = costs_lib.Costs(config.batch_size, peak=peak, kind=kind, devices=devices, saved=spent)
+    rows = sharding.rows_of(mesh, config.batch_size)
     batches = pipeline.train_batches(
-        config,
-        mixture,
-        tokenizer,
-        start_step=step,
-        stop_step=total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        answers=answers,
+        config, mixture, tokenizer, start_step=step, stop_step=total_steps, own=rows.own, answers=answers
     )
 
     plan = {"total_steps": total_steps, "records": records, "trained_on": history, "config": config.to_dict()}
@@ -174,29 +173,32 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
             speed = progress.update(step, means, waiting.share())
             drawn = {"examples": step * config.batch_size}
             drawn |= {f"examples/{k}": n for k, n in mixture.examples(part_of[:step], config.batch_size).items()}
-            writers.write(step, {**means, **drawn, "bad_clips": ledger.bad, **speed, **costs.scalars()})
+            bad = sum(distributed.gather(ledger.bad))
+            writers.write(step, {**means, **drawn, "bad_clips": bad, **speed, **costs.scalars()})
 
     every = lambda steps: bool(steps) and (step % steps == 0 or step == total_steps)
     cut = cut_answers = outside = 0
+    vote, failed = distributed.Vote(mesh), None
     try:
         with sharding.use_mesh(mesh):
             # Placed as the step's own output is: another placement would compile the step a second time.
             in_flight, good = None, jax.device_put(np.asarray(True), sharding.replicated(mesh))
-            while step < total_steps and not stop.received:
+            while step < total_steps and not vote.result:
                 with waiting:
                     item = next(batches)
                 costs.totals.waited_seconds += waiting.last
                 try:
                     ledger.add(item)
-                except UserError:
-                    report(in_flight)
-                    if step and step not in checkpoints.steps():
-                        save(step)
-                    raise
+                except UserError as error:
+                    failed = error
+                    if vote.alone:
+                        break
                 cut, cut_answers, outside = cut + item.cut, cut_answers + item.cut_answers, outside + item.outside
                 # Once a step is not finite, `good` keeps every later one from moving the state.
-                counted, new = flops_of(step < masked_steps, item.batch)
-                state, metrics = step_at(step)(state, sharding.to_global(item.batch, mesh), good)
+                batch = sharding.to_global(item.batch, mesh, rows)
+                counted, new = flops_of(step < masked_steps, batch)
+                state, metrics = step_at(step)(state, batch, good)
+                vote.cast(_FAILED if failed else _STOPPED if stop.received else 0)
                 if new:
                     costs.interrupt()  # it was compiled, while the step before it ran
                 step, good = step + 1, metrics["finite"]
@@ -217,9 +219,13 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
                         save(step)
                     costs.resume()
             report(in_flight)
-            if stop.received and step not in checkpoints.steps():
+            if step and (vote.result or failed) and step not in checkpoints.steps():
                 save(step)
             checkpoints.wait()
+            if failed:
+                raise failed
+            if vote.result == _FAILED:
+                raise UserError("another process of this job stopped, and says why")
     finally:
         batches.close()
         writers.close()
@@ -228,11 +234,15 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
         if best:
             best.close()
         stop.restore()
-        lock.close()
+        if lock:
+            lock.close()
 
     if step == total_steps:
         ledger.finish()
-    say(ledger.summary())
+    said = distributed.gather(ledger.summary())
+    for number, text in enumerate(said):
+        say(text if len(said) == 1 else f"process {number}: {text}")
+    cut, cut_answers, outside = map(sum, zip(*distributed.gather([cut, cut_answers, outside])))
     if cut:
         say(f"captions: {cut} of those seen were cut to config.input.max_text_tokens = {config.input.max_text_tokens}")
     if cut_answers:
@@ -243,7 +253,8 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str] = ()) -> No
         use = "the decoder learned them all the same" if decodes else "nothing was learned from these examples"
         say(f"answers: {outside} of those seen are not among the {len(answers)} of the list; {use}")
     if step < total_steps:
-        say(f"{stop.received}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
+        why = stop.received or "stopped by another process"
+        say(f"{why}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
         if stop.received == "SIGINT":
             sys.exit(130)
     else:

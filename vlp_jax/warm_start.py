@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlp_jax import checkpoint, workdir
+from vlp_jax import checkpoint, sharding, workdir
 from vlp_jax.models import layers
 from vlp_jax.types import UserError
 
@@ -194,7 +194,13 @@ def load(
             )
         # What has the same shape is read directly into its place on the mesh.
         places = {there[t.origin]: here[name].sharding for name, t in taken.items() if t.shape == t.origin_shape}
-        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name)) for name, x in stored.items()}
+        # Every process has a part of the mesh; without one, of which there is only one process, the first device will do.
+        meshes = [x.sharding.mesh for x in here.values() if isinstance(x.sharding, jax.sharding.NamedSharding)]
+        everywhere = sharding.replicated(meshes[0]) if meshes else None
+        wanted = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, everywhere))
+            for name, x in stored.items()
+        }
         number, values, metadata = checkpoints.restore(_nested(wanted), number, part=part)
     finally:
         checkpoints.close()
@@ -207,7 +213,7 @@ def load(
         if t.how == "interpolated":
             value = layers.interpolate_time(value, t.shape[0])
         elif t.how == "resized":
-            value = jnp.concatenate([value[: t.shape[0]], jax.device_get(own)[value.shape[0] :]])
+            value = jnp.concatenate([value[: t.shape[0]], sharding.fetch(own)[value.shape[0] :]])
         elif t.origin in given:
             value = jnp.copy(value)  # a buffer of its own: the step gives its buffers back
         given.add(t.origin)

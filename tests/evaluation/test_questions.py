@@ -302,10 +302,3 @@ def test_another_list_than_the_heads_is_refused(run, questions, clips, name):
     source = questions() if name == "classifier" else Source([Record(clips[0], "", "a", answer="red")], {"label"})
     with pytest.raises(UserError, match=r"holds 2 .* scores 10"):
         run(name, source, answers=AnswerList(("red", "no")))
-
-
-def test_several_processes_are_refused(run, questions, monkeypatch):
-    run("decoder", questions())
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="one process, this job has 2"):
-        run("decoder", questions())

@@ -300,7 +300,7 @@ def test_shuffled_frames_are_those_of_the_clip_in_the_order_of_the_record_s_numb
             order = pipeline.shuffled(4, 5, int(number))
             np.testing.assert_array_equal(item.batch.video[row], before.batch.video[row][order])
             assert not np.array_equal(item.batch.video[row], before.batch.video[row])
-    processes = [evaluate(config, source, tokenizer, process_index=p, process_count=2)[0] for p in range(2)]
+    processes = [evaluate(config, source, tokenizer, own=own)[0] for own in (np.arange(3), np.arange(3, 6))]
     joined = np.concatenate([item.batch.video for item in processes])
     np.testing.assert_array_equal(joined, evaluate(config, source, tokenizer)[0].batch.video)
 

@@ -10,14 +10,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vlp_jax import config as config_lib
-from vlp_jax import sharding
-from vlp_jax.evaluation import statistics
-from vlp_jax.input import pipeline, sources, targets
+from vlp_jax.evaluation import reading, statistics
+from vlp_jax.input import sources, targets
 from vlp_jax.input.ledger import count_kinds
 from vlp_jax.input.sources import Record
 from vlp_jax.types import UserError
@@ -69,15 +67,10 @@ class ByClip:
       answers: the run's answer list, or None.
 
     Raises:
-      UserError: several processes, or records that are not those of the task.
+      UserError: records that are not those of the task.
     """
 
     def __init__(self, config: Any, source: Any, tokenizer: Any, mesh: Any, *, kind: str, answers: Any):
-        if jax.process_count() > 1:
-            raise UserError(
-                f"{kind} is evaluated in one process, this job has {jax.process_count()}: set evaluation.every_steps=0 "
-                "and evaluate the checkpoint on one host"
-            )
         self.config = config_lib.update(config.copy_and_resolve_references(), {"task.kind": kind})
         self.source, self.tokenizer, self.mesh, self.answers = source, tokenizer, mesh, answers
         sources.check_task(source, kind, self.config.input)
@@ -127,28 +120,27 @@ class ByClip:
         found = Asked(np.array([]), [], np.zeros(len(fine), bool))
         results, at = [], 0
         if len(records):
-            batches = pipeline.evaluation_batches(
+            batches = reading.read(
                 self.config,
                 self.source,
                 self.tokenizer,
+                self.mesh,
                 batch_size=self.batch_size,
                 records=records,
                 answers=self.answers,
             )
-            for item in batches:
+            for read in batches:
                 here = clips[at : at + self.batch_size]
                 at += len(here)
-                good = np.asarray(item.batch.valid[: len(here)])
-                for row in np.flatnonzero(~good):
-                    bad = {"clip_id": item.clip_ids[row], "origin": item.origins[row], "error": item.errors[row]}
-                    found.bad_clips.append(bad)
+                good = read.valid[: len(here)]
+                found.bad_clips += read.bad.values()
                 about = by_clip[np.isin(questions.clip_Q[by_clip], here)]
                 row_Q = np.searchsorted(here, questions.clip_Q[about]).astype(np.int32)
                 found.lost_Q[about[~good[row_Q]]] = True
                 about, row_Q = about[good[row_Q]], row_Q[good[row_Q]]
                 if not len(about):
                     continue
-                encoded = encode(sharding.to_global(item.batch.video, self.mesh))
+                encoded = encode(read.video)
                 for start in range(0, len(about), rows):
                     chunk = np.minimum(np.arange(start, start + rows), len(about) - 1)
                     said = np.asarray(answer(encoded, row_Q[chunk], about[chunk]))

@@ -78,6 +78,6 @@ class PairScorer:
                     own = np.where(real, clip_P[number] - edges[:-1, None], 0).astype(np.int32).reshape(-1)
                     texts = text_P[number].reshape(-1)
                     pairs = sharding.to_global((own, words_UxLxD[texts], mask_UxL[texts]), self.mesh)
-                    done = np.asarray(self._match(params, shown, *pairs)).reshape(number.shape)
+                    done = sharding.fetch(self._match(params, shown, *pairs)).reshape(number.shape)
                     logits_P[number[real]] = done[real]
         return logits_P

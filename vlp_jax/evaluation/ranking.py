@@ -96,7 +96,7 @@ def rank(
         queries = np.pad(queries_QxE[own].astype(np.float32), ((0, missing), (0, 0)))
         groups = np.pad(query_group_Q[own].astype(np.int32), (0, missing), constant_values=_PADDING)
         # Fetched before the next is started: forced host devices deadlock with many computations in flight.
-        done = jax.device_get(block(*sharding.to_global((queries, groups), mesh), *gallery))
+        done = sharding.fetch(block(*sharding.to_global((queries, groups), mesh), *gallery))
         parts.append([x[: rows - missing] for x in done])
     return Ranked(*(np.concatenate(x) for x in zip(*parts)))
 

@@ -14,9 +14,9 @@ from flax import nnx
 
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
-from vlp_jax.evaluation import ranking, statistics
+from vlp_jax.evaluation import ranking, reading, statistics
 from vlp_jax.evaluation.pairs import PairScorer
-from vlp_jax.input import pipeline, sources
+from vlp_jax.input import sources
 from vlp_jax.input.ledger import count_kinds
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
@@ -86,17 +86,12 @@ class Retrieval:
       rerank: candidates of each query that the matching head orders anew; 0 for none.
 
     Raises:
-      UserError: the recipe cannot do it, or was trained without the loss that it takes; several processes.
+      UserError: the recipe cannot do it, or was trained without the loss that it takes.
     """
 
     def __init__(
         self, graph: Any, abstract_params: Any, config: Any, source: Any, tokenizer: Any, mesh: Any, *, rerank=0
     ):
-        if jax.process_count() > 1:
-            raise UserError(
-                f"retrieval runs in one process, this job has {jax.process_count()}: set evaluation.every_steps=0 "
-                "and evaluate the checkpoint on one host"
-            )
         model = nnx.merge(graph, abstract_params)
         recipe.require(model, recipe.DualEncoder, "retrieval")
         if not config.loss.vtc:
@@ -188,7 +183,7 @@ class Retrieval:
         for start in range(0, count, self.batch_size):
             rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)  # the last batch repeats the last
             own = (self.captions.token_ids[rows], self.captions.token_mask[rows])
-            out = jax.device_get(self._encode_texts(params, *sharding.to_global(own, self.mesh)))
+            out = sharding.fetch(self._encode_texts(params, *sharding.to_global(own, self.mesh)))
             parts.append(jax.tree.map(lambda x, n=count - start: x[:n], out))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
@@ -198,26 +193,30 @@ class Retrieval:
         embedded, valid, bad, tokens = [], [], [], []
         keep = bool(self.rerank)
         batches = -(-len(self.captions.clip_ids) // self.batch_size)
-        for item, (embedding, clips) in self._encoded(params):
-            real = ~item.is_padding
-            embedded.append(np.asarray(embedding)[real])
-            valid.append(item.batch.valid[real])
-            for i in np.flatnonzero(real & ~item.batch.valid):
-                bad.append({"clip_id": item.clip_ids[i], "origin": item.origins[i], "error": item.errors[i]})
+        for read, (embedding, clips) in self._encoded(params):
+            real = ~read.is_padding
+            embedded.append(sharding.fetch(embedding)[real])
+            valid.append(read.valid[real])
+            bad += read.bad.values()
             if keep:
                 size = sum(leaf.nbytes for leaf in jax.tree.leaves(clips)) * batches
                 keep = size <= self.config.evaluation.token_gib * 2**30
             if keep:
-                tokens.append(jax.device_get(clips))
+                tokens.append(sharding.fetch(clips))
         return np.concatenate(embedded), np.concatenate(valid), bad, tokens if keep else None
 
     def _encoded(self, params) -> Iterator[tuple[Any, Any]]:
         """Decodes and encodes all clips, a batch at a time."""
-        batches = pipeline.evaluation_batches(
-            self.config, self.source, self.tokenizer, batch_size=self.batch_size, records=self.captions.records
+        batches = reading.read(
+            self.config,
+            self.source,
+            self.tokenizer,
+            self.mesh,
+            batch_size=self.batch_size,
+            records=self.captions.records,
         )
-        for item in batches:
-            yield item, self._encode_clips(params, sharding.to_global(item.batch.video, self.mesh))
+        for clips in batches:
+            yield clips, self._encode_clips(params, clips.video)
 
     def _match(self, params, to_video, to_text, valid_C, tokens, words):
         """The matching head's logits of both shortlists, `[Q, K]` and `[C, K]`; what is not listed has nan."""
@@ -235,7 +234,7 @@ class Retrieval:
             ((number * self.batch_size, block) for number, block in enumerate(tokens))
             if tokens is not None
             else (
-                (number * self.batch_size, jax.device_get(clips))
+                (number * self.batch_size, sharding.fetch(clips))
                 for number, (_, (_, clips)) in enumerate(self._encoded(params))
             )
         )

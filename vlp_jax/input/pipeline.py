@@ -79,25 +79,24 @@ def train_batches(
     *,
     start_step: int,
     stop_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     answers: AnswerList | None = None,
 ) -> Generator[HostBatch, None, None]:
-    """Yields this process's rows of the batches of steps `[start_step, stop_step)`.
+    """Yields this process's rows of the batches of steps `[start_step, stop_step)`, `B = config.batch_size` rows each.
 
-    Process p of P gets rows `[p * B / P, (p + 1) * B / P)` of the global batch of `B = config.batch_size`.
     `Batch.index` is the example's position in the endless stream. Decoding starts with the first batch asked for;
     closing the generator, or dropping it, ends its threads and processes.
 
     Args:
+      own: numbers of the rows that this process reads, `sharding.rows_of`; None for all of them.
       answers: the list that `config.task.kind` needs for `Batch.targets`: question answering and classification.
 
     Raises:
-      UserError: B is not divisible by P, the run has more than 2**31 - 1 examples, which `Batch.index` cannot count, or
-        a source has no records for the task.
+      UserError: the run has more than 2**31 - 1 examples, which `Batch.index` cannot count, or a source has no records
+        for the task.
     """
     size = config.batch_size
-    local = _local_rows(size, process_count, "config.batch_size")
+    mine = (np.arange(size) if own is None else own).tolist()
     if stop_step * size > 2**31 - 1:
         raise UserError(
             f"{stop_step} steps of {size} examples exceed the 2**31 - 1 = {2**31 - 1} that example numbers can count; "
@@ -111,13 +110,13 @@ def train_batches(
     part_of = mixture.schedule(stop_step)
     batch_of = np.empty(stop_step, np.int64)  # how many batches of the same source came before
     for number in range(len(orders)):
-        mine = part_of == number
-        batch_of[mine] = np.arange(mine.sum())
+        its = part_of == number
+        batch_of[its] = np.arange(its.sum())
 
     def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
-        first, number = process_index * local, int(part_of[step])
-        at = int(batch_of[step]) * size + first
-        return number, [(step * size + first + i, orders[number][at + i]) for i in range(local)]
+        number = int(part_of[step])
+        at = int(batch_of[step]) * size
+        return number, [(step * size + row, orders[number][at + row]) for row in mine]
 
     loader = _Loader(mixture.parts, _tasks(config, mixture.parts, answers), tokenizer, rows, config.seed, training=True)
     return _stream(loader, start_step, stop_step, config.input)
@@ -130,24 +129,22 @@ def evaluation_batches(
     *,
     batch_size: int,
     records: np.ndarray | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     answers: AnswerList | None = None,
 ) -> Generator[HostBatch, None, None]:
     """Yields each record exactly once, in order, with deterministic frames; `Batch.index` is the record's number.
 
-    Clips have `config.evaluation.frames` frames where that is set. The last global batch is padded with rows of
-    valid=False and is_padding=True, whose index is beyond the dataset; process p of P gets the rows
-    `[p * B / P, (p + 1) * B / P)` of each, so all get the same number of batches.
+    Clips have `config.evaluation.frames` frames where that is set. The last batch is padded with rows of valid=False
+    and is_padding=True, whose index is beyond the dataset; every process gets the same number of batches.
 
     Args:
       records: int `[R]`, numbers of the records to read, in this order, instead of all of them.
-      answers: as in `train_batches`.
+      own, answers: as in `train_batches`.
 
     Raises:
-      UserError: `batch_size` is not divisible by P, or the source has no records for `config.task.kind`.
+      UserError: the source has no records for `config.task.kind`.
     """
-    local = _local_rows(batch_size, process_count, "config.evaluation.batch_size")
+    mine = (np.arange(batch_size) if own is None else own).tolist()
     numbers = np.arange(len(source)) if records is None else np.asarray(records)
     c, count = config_lib.evaluated_input(config), len(numbers)
 
@@ -155,8 +152,7 @@ def evaluation_batches(
         return (int(numbers[i]), int(numbers[i])) if i < count else (len(source) + i - count, _PADDING)
 
     def rows(step: int) -> tuple[int, list[tuple[int, int]]]:
-        first = step * batch_size + process_index * local
-        return 0, [row(i) for i in range(first, first + local)]
+        return 0, [row(step * batch_size + i) for i in mine]
 
     parts = (Part("", c, source),)
     loader = _Loader(parts, _tasks(config, parts, answers), tokenizer, rows, config.seed, training=False)
@@ -208,12 +204,6 @@ def probe_source(c: ml_collections.ConfigDict, source: Source, frames_knob: str 
         f"none of {count} clips of {source.name} that were tried decodes; the first is {record.clip_id!r} "
         f"({_origin(record, source)}): {error}; check config.input.path and config.input.video_root"
     )
-
-
-def _local_rows(size: int, process_count: int, key: str) -> int:
-    if size % process_count:
-        raise UserError(f"{key} = {size} is not divisible by the {process_count} processes; choose a multiple of it")
-    return size // process_count
 
 
 def _tasks(

@@ -153,15 +153,14 @@ class StepFlops:
         self._known: dict[tuple[bool, tuple[int, ...]], flops.Flops] = {}
 
     def __call__(self, masked: bool, batch: Batch) -> tuple[flops.Flops, bool]:
-        """FLOPs of one step on this process's rows of a batch and the other processes' alike; and whether it is the
-        first of its kind, which has to be compiled."""
+        """FLOPs of one step on a global batch; and whether it is the first of its kind, which has to be compiled."""
         key = masked, batch.video.shape
         new = key not in self._known
         if new:
-            rows = lambda x: jax.ShapeDtypeStruct((x.shape[0] * jax.process_count(), *x.shape[1:]), x.dtype)
+            shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
             step, good = state_lib.train_step(self._run, masked), jax.ShapeDtypeStruct((), bool)
             with sharding.use_mesh(self._run.mesh):
-                self._known[key] = flops.count(step, self._run.abstract, jax.tree.map(rows, batch), good)
+                self._known[key] = flops.count(step, self._run.abstract, jax.tree.map(shape, batch), good)
         return self._known[key], new
 
 
