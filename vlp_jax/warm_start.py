@@ -194,9 +194,11 @@ def load(
             )
         # What has the same shape is read directly into its place on the mesh.
         places = {there[t.origin]: here[name].sharding for name, t in taken.items() if t.shape == t.origin_shape}
-        # Every process has a part of the mesh; without one, of which there is only one process, the first device will do.
-        meshes = [x.sharding.mesh for x in here.values() if isinstance(x.sharding, jax.sharding.NamedSharding)]
-        everywhere = sharding.replicated(meshes[0]) if meshes else None
+        # Every process has a part of the mesh; without one there is only one process, and its first device will do.
+        places_here = [x.sharding for x in here.values() if isinstance(x.sharding, jax.sharding.NamedSharding)]
+        everywhere = (
+            jax.sharding.NamedSharding(places_here[0].mesh, jax.sharding.PartitionSpec()) if places_here else None
+        )
         wanted = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, everywhere))
             for name, x in stored.items()
