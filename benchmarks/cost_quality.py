@@ -5,8 +5,9 @@ Three steps, each of which skips what is done, so that the same command goes on 
 1. `speeds`: the speed of every system's steps, input included, in rounds of one system after the other in this process;
    the fastest counts. Nothing else should run.
 2. `train`: every run trains, by the training binary, the steps that fill its budget of seconds at that speed, schedule
-   and all: what else the machine does meanwhile changes no result. Singularity spends twice as many steps on one frame
-   as then on four, as its authors do. Retrieval on the validation split is measured on the way and not timed.
+   and all: what else the machine does meanwhile changes no result. SMAUG and Singularity spend twice as many steps on
+   one frame as then on four, as Singularity's authors do. Retrieval on the validation split is measured on the way and
+   not timed.
 3. `report`: zero-shot retrieval of the test split with 95% intervals, a curve as PNG, and for each mark of R@1 the
    seconds that SMAUG and Singularity need to reach it: budgets are interpolated, in their logarithm, between runs.
 
@@ -54,10 +55,11 @@ class Stage:
 
 
 SYSTEMS: dict[str, tuple[Stage, ...]] = {
-    "SMAUG": (Stage("smaug.py:small"),),
+    "SMAUG": (Stage("smaug.py:small_stage1", 2 / 3), Stage("smaug.py:small_stage2", 1 / 3)),
     "Singularity": (Stage("singularity.py:small_stage1", 2 / 3), Stage("singularity.py:small_stage2", 1 / 3)),
     "VindLU": (Stage("vindlu.py:small"),),
-    # Its second stage alone, from random parameters.
+    # Their second stages alone, from random parameters.
+    "SMAUG 4 frames": (Stage("smaug.py:small"),),
     "Singularity 4 frames": (Stage("singularity.py:small_stage2"),),
 }
 
@@ -284,7 +286,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each speed (%(default)s)")
     parser.add_argument("--systems", default="SMAUG,Singularity,VindLU", help=f"some of {', '.join(SYSTEMS)}")
-    parser.add_argument("--one-seed", default="VindLU,Singularity 4 frames", help="systems (%(default)s)")
+    parser.add_argument(
+        "--one-seed", default="VindLU,SMAUG 4 frames,Singularity 4 frames", help="systems (%(default)s)"
+    )
     parser.add_argument("--results", type=pathlib.Path, help="file whose section is replaced")
     parser.add_argument("--picture", type=pathlib.Path, help="PNG to write; OUT/cost_quality.png by default")
     given = parser.parse_args()

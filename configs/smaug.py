@@ -1,5 +1,8 @@
 """SMAUG pre-training, in four sizes; append `_dense` for the opponent without masking and sparsification.
 
+Or append `_stage1` and `_stage2`: one frame, then four from where that ended, as Singularity trains (that SMAUG does so
+is inferred; benchmarks/cost_quality.py compares). `_stage2` is the size itself, started by `--config.init_from`.
+
 Launch::
 
     python -m vlp_jax.train --config configs/smaug.py:tiny --workdir runs/tiny
@@ -15,6 +18,8 @@ The paper gives no mask ratio, keep rate or number of kept frames. R@1 of 256 un
 Hence 0.4, keep rate 0.7 and 2 of 4 frames in `tiny` and `small`. Objects there are small and brief. `base` and `large`
 keep MAE's 0.75, unmeasured on real clips, and follow Singularity's optimisation and EViT's pruning layers (inferred).
 """
+
+from typing import Any
 
 from vlp_jax.config import defaults, update
 from vlp_jax.types import UserError
@@ -101,7 +106,7 @@ LARGE = {
     "model.remat": "dots",
 }
 
-DENSE = {
+DENSE: dict[str, Any] = {
     "model.masking.kind": "none",
     "model.masking.ratio": 0.0,
     "model.masking.unmasked_share": 0.0,
@@ -110,13 +115,22 @@ DENSE = {
     "loss.mvm": 0.0,
 }
 
+STAGES: dict[str, dict[str, Any]] = {
+    # One frame leaves nothing to select; whole clips come at the end of stage 2.
+    "stage1": {"input.frames": 1, "model.selection.frames": 0, "model.masking.unmasked_share": 0.0},
+    # The scorer of frames begins here.
+    "stage2": {"init_may_differ": ("selector/.*",)},
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "dense": DENSE, **STAGES}
+
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE}
 
 
 def get_config(arg: str = "tiny"):
-    """Returns the config of a size, e.g. `base`, or of its dense opponent, e.g. `base_dense`."""
+    """Returns the config of a size, e.g. `base`, of its dense opponent, `base_dense`, or of a stage, `base_stage1`."""
     size, _, variant = arg.partition("_")
-    if size not in SIZES or variant not in ("", "dense"):
-        raise UserError(f"configs/smaug.py:{arg}: expected one of {', '.join(SIZES)}, each also with _dense")
-    config = update(defaults(), {**SIZES[size], "name": f"smaug-{arg}"})
-    return update(config, DENSE) if variant else config
+    if size not in SIZES or variant not in VARIANTS:
+        more = ", ".join(f"_{name}" for name in VARIANTS if name)
+        raise UserError(f"configs/smaug.py:{arg}: expected one of {', '.join(SIZES)}, each also with {more}")
+    return update(defaults(), {**SIZES[size], **VARIANTS[variant], "name": f"smaug-{arg}"})

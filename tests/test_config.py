@@ -16,7 +16,11 @@ from vlp_jax.types import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 RECIPE_FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
-SIZES = [f"{size}{variant}" for size in ("tiny", "small", "base", "large") for variant in ("", "_dense")]
+SIZES = [
+    f"{size}{variant}"
+    for size in ("tiny", "small", "base", "large")
+    for variant in ("", "_dense", "_stage1", "_stage2")
+]
 
 
 def load(recipe):

@@ -112,12 +112,13 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
     unchanged and `finite` is False: however late the host looks, the last good state is still there to be saved.
     """
     config = run.config
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # 0 is the parameters' own
     trains = optimizer.trained_mask(config, run.abstract.params)
     # By selection, not by adding zeros: frozen parameters keep every bit.
     only_trained = lambda new, old: jax.tree.map(lambda trains, new, old: new if trains else old, trains, new, old)
 
     def loss_of(params, batch):
+        # Made here, in the program: the devices that it is compiled for need not be there. 0 is the parameters' own.
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
         out = nnx.merge(run.graph, params).loss(batch, key, masked)
         sums = {"terms": out.terms, "measurements": out.measurements}
         return out.loss, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
