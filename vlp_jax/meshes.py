@@ -59,6 +59,16 @@ def find(name: str) -> NamedMesh:
     return MESHES[name]
 
 
+def names(argv: list[str]) -> list[str]:
+    """The names that a command line gives to `--config.mesh`."""
+    words, out = iter(argv), []
+    for word in words:
+        flag, equals, name = word.partition("=")
+        if flag.startswith("-") and flag.lstrip("-") == "config.mesh":
+            out.append(name if equals else next(words, ""))
+    return out
+
+
 def expand(argv: list[str]) -> list[str]:
     """Replaces `--config.mesh=NAME` (or `--config.mesh NAME`) in a command line by the sizes that the name stands for.
 

@@ -1,0 +1,1 @@
+"""What a training step will need of devices that are not there: memory, time, traffic."""

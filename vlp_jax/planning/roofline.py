@@ -1,0 +1,48 @@
+"""How long a compiled step takes at best: its arithmetic, memory traffic and collectives against a chip's peaks.
+
+Assumptions, all optimistic but the last: matrix products run at the chip's bfloat16 peak; memory traffic at its full
+bandwidth, and beside the arithmetic; a collective along one axis of the mesh uses one dimension of the torus in both
+directions (all links of a switch), one along several axes as many dimensions; between slices each chip has its share of
+the hosts' network; collectives do not overlap with anything.
+"""
+
+import dataclasses
+
+from vlp_jax.planning.program import Compiled
+from vlp_jax.telemetry.chips import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of one step.
+
+    Attributes:
+      compute, memory, network: by what they need.
+      mfu: share of the peak that the model's FLOPs make in `seconds`.
+    """
+
+    compute: float
+    memory: float
+    network: float
+    mfu: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory) + self.network
+
+
+def estimate(step: Compiled, chip: Chip, devices: int, slices: int) -> Estimate:
+    """The estimate for one step on `devices` chips in `slices` slices, whose mesh axis `replica` leads between them."""
+    compute = step.executed_flops / devices / chip.bfloat16
+    memory = step.traffic / chip.hbm_bandwidth
+    network = 0.0
+    for one in step.collectives:
+        if slices > 1 and "replica" in one.axes:
+            speed = chip.network
+        elif chip.dimensions:
+            speed = chip.links * min(max(len(one.axes), 1), chip.dimensions) / chip.dimensions
+        else:
+            speed = chip.links
+        network += one.traffic / speed
+    seconds = max(compute, memory) + network
+    return Estimate(compute, memory, network, step.model_flops / devices / chip.bfloat16 / seconds)
