@@ -61,3 +61,23 @@ def test_the_time_to_a_mark_is_interpolated_in_log_seconds_between_runs_and_neve
     assert cost_quality.time_to(5, ends) is None
     assert cost_quality.time_to(5, {}) is None
     assert math.isclose(cost_quality.time_to(15, {100: [10.0], 200: [20.0], 300: [15.0]}), 100 * 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        (20, "SMAUG 200 s, Singularity 800 s, ratio 4.00"),
+        (10, "SMAUG 100 s, Singularity under 400 s, ratio under 4.00"),
+        (35, "SMAUG not reached, Singularity 1345 s, ratio none"),
+        (25, "SMAUG 283 s, Singularity 951 s, ratio 3.36"),
+    ],
+)
+def test_a_marks_line_says_what_lies_outside_the_curves(mark, said):
+    ours, theirs = {100: [10.0], 400: [28.0, 32.0]}, {400: [15.0], 800: [20.0], 1600: [40.0]}
+    assert cost_quality.mark_line(mark, ours, theirs) == f"    time to R@1 = {mark}: {said}"
+    assert cost_quality.mark_line(90, ours, theirs) == ""
+
+
+def test_a_mark_below_our_first_run_bounds_the_ratio_from_below():
+    line = cost_quality.mark_line(12, {100: [15.0], 200: [30.0]}, {200: [10.0], 400: [20.0]})
+    assert line.endswith("SMAUG under 100 s, Singularity 230 s, ratio over 2.30")
