@@ -29,19 +29,14 @@ from configs import smaug
 from vlp_jax import config as config_lib
 from vlp_jax import launch, sharding, validation
 from vlp_jax import state as state_lib
+from vlp_jax.planning.program import Vocabulary
 from vlp_jax.telemetry import flops
 from vlp_jax.types import Batch
 
 BATCH = {"tiny": 128, "small": 32, "base": 4}
 MATMUL = 4096  # side of the matrices that measure the machine
-
-
-class Words:
-    """Stands in for a tokenizer of BERT's size; the words themselves do not matter here."""
-
-    pad_id, unk_id, cls_id, sep_id, mask_id = range(5)
-    first_word_id, end_word_id, vocab_size = 5, 30_522, 30_522
-    starts_word = np.ones(vocab_size, bool)
+# Stands in for a tokenizer of BERT's size; the words themselves do not matter here.
+WORDS = Vocabulary(30_522)
 
 
 def random_batch(config: Any, seed: int = 0) -> Batch:
@@ -50,7 +45,7 @@ def random_batch(config: Any, seed: int = 0) -> Batch:
     size, length, side = config.batch_size, config.input.max_text_tokens, config.input.image_size
     return Batch(
         video=rng.integers(0, 256, (size, config.input.frames, side, side, 3), dtype=np.uint8),
-        text_ids=rng.integers(5, Words.vocab_size, (size, length)).astype(np.int32),
+        text_ids=rng.integers(5, WORDS.vocab_size, (size, length)).astype(np.int32),
         text_mask=np.ones((size, length), bool),
         valid=np.ones(size, bool),
         index=np.arange(size, dtype=np.int32),
@@ -68,7 +63,7 @@ class Step:
         validation.validate(self.config)
         mesh = sharding.make_mesh(self.config, jax.devices()[:1])
         with sharding.use_mesh(mesh):
-            setup = state_lib.setup(self.config, Words, mesh, 1000)
+            setup = state_lib.setup(self.config, WORDS, mesh, 1000)
             self.state = setup.create()
             self.step = state_lib.train_step(setup)
             self.batch = sharding.to_global(random_batch(self.config), mesh)
@@ -178,7 +173,7 @@ def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
         "loss.mlm": 0.0,
     }
     ours = Step("base", batch_size, changes)
-    setup = state_lib.setup(ours.config, Words, ours.mesh, 1000)
+    setup = state_lib.setup(ours.config, WORDS, ours.mesh, 1000)
     loss = lambda params, batch: state_lib.merge(setup, params).loss(batch, jax.random.key(0)).loss
     gradient = jax.jit(jax.value_and_grad(loss))
     ours_flops = flops.count(gradient, ours.state.params, ours.batch).matmul

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.step_time import Words, random_batch
+from benchmarks.step_time import WORDS, random_batch
 from configs import singularity, smaug, vindlu
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
@@ -119,10 +119,10 @@ def test_the_flops_of_a_step_are_within_3_percent_of_xlas_count_of_the_unrolled_
     config = config_lib.update(config, {**shared, **changes})
     mesh = sharding.make_mesh(config, jax.devices()[:1])
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), random_batch(config))
-    counted, new = costs.StepFlops(state_lib.setup(config, Words, mesh, 10), Words, 10)(True, batch)
+    counted, new = costs.StepFlops(state_lib.setup(config, WORDS, mesh, 10), WORDS, 10)(True, batch)
     assert new
     unrolled = config_lib.update(config, {"model.unroll": True, "model.remat": "none", "accumulate_steps": 1})
-    run = state_lib.setup(unrolled, Words, mesh, 10)
+    run = state_lib.setup(unrolled, WORDS, mesh, 10)
     with sharding.use_mesh(mesh):
         step = state_lib.train_step(run)
         xla = flops.xla_count(step, run.abstract, batch, jax.ShapeDtypeStruct((), bool))
