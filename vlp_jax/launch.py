@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from vlp_jax import checkpoint, distributed, sharding, validation
+from vlp_jax import checkpoint, distributed, meshes, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -58,6 +58,16 @@ def run_app(main: Callable[[list[str]], None]) -> None:
             fail(error)
 
     app.run(guarded)
+
+
+def run_config_app(main: Callable[[list[str]], None]) -> None:
+    """As `run_app`, of a binary with a --config: named meshes become sizes, keys are checked before absl does."""
+    try:
+        sys.argv[:] = meshes.expand(sys.argv)
+        check_config_flags(sys.argv)
+    except UserError as error:
+        fail(error)
+    run_app(main)
 
 
 def use_huge_pages() -> None:

@@ -188,7 +188,7 @@ def largest_batch(config: Any, place: topology.Topology, vocabulary: int) -> int
     """The largest batch, halving the config's, that fits; 0 where none does."""
     batch = config.batch_size // 2
     while batch:
-        other = config_lib.update(config.copy_and_resolve_references(), {"batch_size": batch, "accumulate_steps": 1})
+        other = config_lib.update(config.copy_and_resolve_references(), {"batch_size": batch})
         try:
             kinds = program.kinds_of(other)
             if all(program.compile_step(other, place.devices, kind, vocabulary).fits for kind in kinds):
@@ -240,13 +240,8 @@ def search(config: Any, place: topology.Topology, vocabulary: int) -> int:
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    try:
-        _NAMED.extend(meshes.names(sys.argv))
-        sys.argv[:] = meshes.expand(sys.argv)
-        launch.check_config_flags(sys.argv)
-    except UserError as error:
-        launch.fail(error)
-    launch.run_app(main)
+    _NAMED.extend(meshes.names(sys.argv))
+    launch.run_config_app(main)
 
 
 if __name__ == "__main__":

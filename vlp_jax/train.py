@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import best as best_lib
-from vlp_jax import checkpoint, distributed, inherit, launch, meshes, optimizer, sharding, validation
+from vlp_jax import checkpoint, distributed, inherit, launch, optimizer, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -219,12 +219,14 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str], say: Calla
                         save(step)
                     costs.resume()
             report(in_flight)
-            if step and (vote.result or failed) and step not in checkpoints.steps():
+            # Once more together: a process that fails at the run's last step has had no later one to say so.
+            ended = max(distributed.gather(_FAILED if failed else vote.result))
+            if step and ended and step not in checkpoints.steps():
                 save(step)
             checkpoints.wait()
             if failed:
                 raise failed
-            if vote.result == _FAILED:
+            if ended == _FAILED:
                 raise UserError("another process of this job stopped, and says why")
     finally:
         batches.close()
@@ -301,12 +303,7 @@ def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, wor
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
     launch.use_huge_pages()
-    try:
-        sys.argv[:] = meshes.expand(sys.argv)
-        launch.check_config_flags(sys.argv)
-    except UserError as error:
-        launch.fail(error)
-    launch.run_app(main)
+    launch.run_config_app(main)
 
 
 if __name__ == "__main__":

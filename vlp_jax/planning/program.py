@@ -12,7 +12,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax import state as state_lib
 from vlp_jax.planning import hlo
-from vlp_jax.telemetry import flops
+from vlp_jax.telemetry import costs, flops
 from vlp_jax.types import Batch
 
 GIB = 2**30
@@ -120,15 +120,10 @@ def compile_step(config: Any, devices: list[Any], kind: StepKind, vocabulary: in
         "average": 0 if run.abstract.ema is None else _on_a_device(run.abstract.ema),
         "batch": _on_a_device(batch),
     }
-    written = run
-    if config.model.remat != "none":  # what is computed twice is no work of the model's
-        once = config_lib.update(config.copy_and_resolve_references(), {"model.remat": "none"})
-        written = state_lib.setup(once, Vocabulary(vocabulary), mesh, 1000)
+    model = costs.StepFlops(run, Vocabulary(vocabulary), 1000)(kind.masked, batch)[0].total
     step: Any = state_lib.train_step(run, kind.masked)
-    plain = state_lib.train_step(written, kind.masked)
     with sharding.use_mesh(mesh):
         executed = flops.count(step, run.abstract, batch, good).total
-        model = executed if written is run else flops.count(plain, written.abstract, batch, good).total
         lowered = step.lower(run.abstract, batch, good)
         start = time.monotonic()
         try:

@@ -56,7 +56,7 @@ def find(name: str) -> Topology:
     chip = chips.CHIPS[kind]
     if chip.dimensions:
         return Topology(name, _tpus(kind, shape, slices), chip, slices)
-    return Topology(name, _gpus(chip, shape), chip)
+    raise UserError(f"--topology={name}: compiling for GPUs that are not there is not done yet; take a TPU topology")
 
 
 def _tpus(kind: str, shape: str, slices: int) -> list[Any]:
@@ -68,15 +68,8 @@ def _tpus(kind: str, shape: str, slices: int) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     more = {"num_slices": slices} if slices > 1 else {}
-    # libtpu counts three dimensions for all but the flat kinds.
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **more)
     except Exception as error:  # what libtpu refuses comes as errors of several kinds
         raise UserError(f"--topology={kind}:{shape}: libtpu refuses it: {str(error).splitlines()[0]}") from error
     return list(found.devices)
-
-
-def _gpus(chip: chips.Chip, shape: str) -> list[Any]:
-    raise UserError(
-        f"--topology={chip.name}:{shape}: compiling for GPUs that are not there is not done yet; take a TPU topology"
-    )
