@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -88,8 +89,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keeps the leading axis spread over the data-parallel axes; does nothing outside a mesh, or inside a shard."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if ways() == 1:
         return x
     return jax.lax.with_sharding_constraint(
         x, PartitionSpec(BATCH_AXES, *([PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
@@ -118,6 +118,57 @@ def by_device(fn: Callable, rows: Any, columns: Any, shared: Any) -> Any:
     return jax.shard_map(
         local, in_specs=(spread, spread, PartitionSpec()), out_specs=spread, axis_names=set(BATCH_AXES)
     )(rows, columns, shared)
+
+
+def ways() -> int:
+    """Devices over which examples are spread; 1 outside a mesh, or inside a shard."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def take_any(tree: Any, index_P: jax.Array) -> Any:
+    """Rows of arrays by their number in the whole batch: each device gathers all of them once, and takes its own."""
+    return by_device(lambda index, rows, _: _take(rows, index), index_P, tree, ())
+
+
+def take_near(tree: Any, index_P: jax.Array) -> Any:
+    """Rows of arrays `[N, ...]` by their number among the N / `ways()` of one's own device; no device sends any."""
+    if ways() == 1:
+        return _take(tree, index_P)
+    taken = jax.vmap(_take)(jax.tree.map(_apart, tree), _apart(index_P))
+    return jax.tree.map(_together, taken)
+
+
+def own_rows(count: int) -> jax.Array:
+    """The number, for `take_near`, of each of `count` rows."""
+    return jnp.arange(count, dtype=jnp.int32) % (count // ways())
+
+
+def bring(tree: Any, index_P: jax.Array) -> tuple[Any, jax.Array]:
+    """Makes rows that are named by their number in the whole batch lie near: `(rows, numbers for take_near)`."""
+    return (tree, index_P) if ways() == 1 else (take_any(tree, index_P), own_rows(index_P.shape[0]))
+
+
+def bring_behind(tree: Any, index_B: jax.Array) -> tuple[Any, jax.Array]:
+    """As `bring`, one row more for each of the B, behind those that a device has: `own_rows(B)` still names them."""
+    if ways() == 1:
+        return tree, index_B
+    count = index_B.shape[0]
+    join = lambda x, y: _together(constrain_batch(jnp.concatenate([_apart(x), _apart(y)], axis=1)))
+    return jax.tree.map(join, tree, take_any(tree, index_B)), own_rows(count) + count // ways()
+
+
+def _apart(x):
+    """`[N, ...] -> [ways, N / ways, ...]`: each device's own rows."""
+    return constrain_batch(x.reshape(ways(), x.shape[0] // ways(), *x.shape[1:]))
+
+
+def _together(x):
+    return constrain_batch(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
+
+
+def _take(tree, index_P):
+    return jax.tree.map(lambda x: jnp.take(x, index_P, axis=0, mode="clip"), tree)
 
 
 def abstract_model(create: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Any]:

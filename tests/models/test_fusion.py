@@ -95,12 +95,3 @@ def test_the_match_head_gives_float32_logits_of_no_and_yes(build_module):
     assert got.dtype == jnp.float32
     expected = np.asarray(x, np.float64) @ np.asarray(head.out.kernel[...]) + np.asarray(head.out.bias[...])
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gather_rows_picks_rows_of_every_array_and_adds_gradients_of_repeats():
-    index = np.array([2, 0, 2])
-    a, b = fusion.gather_rows((jnp.asarray(TEXT), jnp.asarray(MASK)), index)
-    np.testing.assert_array_equal(a, TEXT[index])
-    np.testing.assert_array_equal(b, MASK[index])
-    gradient = jax.grad(lambda x: fusion.gather_rows(x, index).sum())(jnp.asarray(TEXT))
-    np.testing.assert_array_equal(np.asarray(gradient)[:, 0, 0], [1, 0, 2, 0, 0])

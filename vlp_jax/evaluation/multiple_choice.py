@@ -53,7 +53,10 @@ class MultipleChoice(by_clip.ByClip):
         of = lambda params: task.recipe_of(nnx.merge(graph, params))
         self._encode = jax.jit(lambda params, video: of(params).encode_clip(video), out_shardings=spread)
         self._choose = jax.jit(
-            lambda params, *args: multiple_choice.choose(of(params), *args), out_shardings=everywhere
+            lambda params, clips, clip_P, *args: multiple_choice.choose(
+                of(params), *sharding.bring(clips, clip_P), *args
+            ),
+            out_shardings=everywhere,
         )
 
     def run(self, params: Any) -> dict[str, Any]:

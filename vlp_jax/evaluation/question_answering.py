@@ -46,7 +46,10 @@ class QuestionAnswering(by_clip.ByClip):
         merge = lambda params: nnx.merge(graph, params)
         self._encode = jax.jit(lambda params, video: merge(params).recipe.encode_clip(video), out_shardings=spread)
         self._answer = jax.jit(
-            lambda params, *args: by_clip.best(merge(params).answer(*args)), out_shardings=everywhere
+            lambda params, clips, clip_P, *args: by_clip.best(
+                merge(params).answer(*sharding.bring(clips, clip_P), *args)
+            ),
+            out_shardings=everywhere,
         )
 
     def run(self, params: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vlp_jax import sharding
 from vlp_jax.models import attention, fusion, layers
 from vlp_jax.models.text import WordHead
-from vlp_jax.sharding import constrain_batch
 
 
 class AnswerDecoder(nnx.Module):
@@ -49,14 +49,15 @@ class AnswerDecoder(nnx.Module):
             answer's end has no influence on it.
           question_PxLqxD: fused features of P questions.
           mask_PxLq: bool, True on the questions' tokens.
-          question_R: int32, the question that each answer belongs to; None where R = P and each has its own.
+          question_R: int32, the question that each answer belongs to, by its number among those of the answer's own
+            device; None where R = P and each has its own.
 
         Returns:
           float32 logits `[R, L, V]`.
         """
         length = ids_RxL.shape[1]
         x = self.embedding[...][ids_RxL] + self.position[...][:length]
-        x = constrain_batch(self.norm_embedding(x.astype(self.dtype)))
+        x = sharding.constrain_batch(self.norm_embedding(x.astype(self.dtype)))
         earlier = np.tril(np.ones((length, length), bool))
         causal_bias = jnp.asarray(np.where(earlier, 0.0, -1e9)[None, None], jnp.float32)
         question_bias = _rows(attention.padding_bias(mask_PxLq), question_R)
@@ -64,10 +65,10 @@ class AnswerDecoder(nnx.Module):
         def body(block, x):
             # Projected once for each question, however many answers look at it.
             kv = _rows(block.cross_attention.keys_values(question_PxLqxD), question_R)
-            return block(x, causal_bias, constrain_batch(kv), question_bias)
+            return block(x, causal_bias, sharding.constrain_batch(kv), question_bias)
 
         x = layers.scan(self.blocks, body, x, remat=self.remat, unroll=self.unroll)
-        return self.word_head(self.norm(constrain_batch(x)), self.embedding[...])
+        return self.word_head(self.norm(sharding.constrain_batch(x)), self.embedding[...])
 
 
 class AnswerClassifier(nnx.Module):
@@ -89,4 +90,4 @@ class AnswerClassifier(nnx.Module):
 
 
 def _rows(x, index):
-    return x if index is None else fusion.gather_rows(x, index)
+    return x if index is None else sharding.take_near(x, index)

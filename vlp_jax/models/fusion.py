@@ -4,12 +4,11 @@ Keys and values are projected once for each clip and layer, then the frames that
 gathered: in training four texts look at one clip, and at evaluation a whole shortlist does.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vlp_jax import sharding
 from vlp_jax.models import attention, layers
-from vlp_jax.sharding import constrain_batch
 
 
 class FusionBlock(nnx.Module):
@@ -52,7 +51,7 @@ class Fusion(nnx.Module):
         Args:
           text_PxLxD: text features.
           video_BxTxSxD: tokens of B clips.
-          clip_P: int32, the clip that each text is paired with.
+          clip_P: int32, the clip that each text is paired with, by its number among those of the text's own device.
           frames_PxKt: int32, the frames of that clip that are kept for this text.
           log_gate_PxKt: float32, added to the attention logits of all tokens of a kept frame.
 
@@ -68,11 +67,11 @@ class Fusion(nnx.Module):
 
         def body(block, x):
             kv = block.cross_attention.keys_values(video)
-            kv = jnp.take(kv, rows, axis=0, mode="clip").reshape(p, kept * s, *kv.shape[2:])
-            return block(x, text_bias, constrain_batch(kv), video_bias)
+            kv = sharding.take_near(kv, rows.reshape(-1)).reshape(p, kept * s, *kv.shape[2:])
+            return block(x, text_bias, sharding.constrain_batch(kv), video_bias)
 
         x = layers.scan(self.blocks, body, text_PxLxD, remat=self.remat, unroll=self.unroll)
-        return self.norm(constrain_batch(x))
+        return self.norm(sharding.constrain_batch(x))
 
 
 class MatchHead(nnx.Module):
@@ -83,8 +82,3 @@ class MatchHead(nnx.Module):
 
     def __call__(self, cls_PxD):
         return self.out(cls_PxD.astype(jnp.float32))
-
-
-def gather_rows(x, index):
-    """Rows of the leading axis, e.g. the texts chosen as negatives; indices may repeat."""
-    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), x)

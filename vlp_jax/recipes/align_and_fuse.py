@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vlp_jax import config as config_lib
-from vlp_jax import masking
+from vlp_jax import masking, sharding
 from vlp_jax.models import fusion, layers
 from vlp_jax.models.text import TextEncoder, WordHead
 from vlp_jax.models.vision import EncodedVideo, VideoEncoder
@@ -140,15 +140,16 @@ class AlignAndFuse(nnx.Module):
 
     def match_and_complete(self, video: EncodedVideo, words: Words, contrast: Contrast, batch: Batch, key_of) -> Losses:
         """VTM and MLM: fuses each clip with its true, its hard-negative and its masked text, and its text with a hard
-        negative clip. Pairs of one clip lie side by side, so that they stay on its device."""
+        negative clip. Pairs of one clip lie side by side on its device, to which the negatives are sent, once."""
         w, out = self.config.loss, Losses()
-        own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
+        own = sharding.own_rows(batch.valid.shape[0])
         pairs = []  # (text features, text mask, clip)
         if w.vtm:
             assert contrast.pairs is not None  # `contrast` makes them for VTM, too
             text_of, has_text = matching.hard_negatives(key_of(2), contrast.pairs)
             clip_of, has_clip = matching.hard_negatives(key_of(3), contrast.pairs.T)
-            negative_words, negative_mask = fusion.gather_rows((words.whole, batch.text_mask), text_of)
+            negative_words, negative_mask = sharding.take_any((words.whole, batch.text_mask), text_of)
+            video, clip_of = sharding.bring_behind(_for_fusion(video), clip_of)
             pairs += [
                 (words.whole, batch.text_mask, own),
                 (negative_words, negative_mask, own),
@@ -207,8 +208,7 @@ class AlignAndFuse(nnx.Module):
 
     def encode_clip(self, video) -> EncodedVideo:
         """uint8 clips -> what `fuse` needs of them; the tokens from before pruning are left out."""
-        video = self.encode_video(video)
-        return dataclasses.replace(video, early=video.early[:, :, :0])
+        return _for_fusion(self.encode_video(video))
 
     def encode_text(self, ids, mask) -> jax.Array:
         """int32 ids and mask `[B, L]` -> the word features `[B, L, D]` that `fuse` needs."""
@@ -218,6 +218,7 @@ class AlignAndFuse(nnx.Module):
         """Fuses P texts, each with the clip `clip_P` of `clips`: `[P, L, D]`.
 
         Args:
+          clip_P: int32, numbers among the clips of the text's own device (`sharding.bring` makes such numbers).
           keys_P: random keys for what is drawn in training; None at evaluation.
         """
         frames, gate, _ = self.select(clips, words_PxLxD[:, 0], clip_P, keys_P)
@@ -227,7 +228,7 @@ class AlignAndFuse(nnx.Module):
         """Scores P texts, each against the clip `clip_P` of `clips`: float32 logit of "belongs together", `[P]`.
 
         Args:
-          keys_P: as in `fuse`.
+          clip_P, keys_P: as in `fuse`.
         """
         logits = self.match_head(self.fuse(clips, clip_P, words_PxLxD, mask_PxL, keys_P)[:, 0])
         return logits[:, 1] - logits[:, 0]
@@ -256,3 +257,8 @@ class AlignAndFuse(nnx.Module):
         if self.temperature is None:
             return jnp.float32(self.config.model.temperature)
         return contrastive.bounded(self.temperature[...], 0.001, 0.5)
+
+
+def _for_fusion(video: EncodedVideo) -> EncodedVideo:
+    """Without the tokens from before pruning."""
+    return dataclasses.replace(video, early=video.early[:, :, :0])

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vlp_jax import config as config_lib
-from vlp_jax import masking
-from vlp_jax.models import fusion, layers, sparsify
+from vlp_jax import masking, sharding
+from vlp_jax.models import layers, sparsify
 from vlp_jax.models.decoder import PixelDecoder
 from vlp_jax.models.vision import EncodedVideo, normalise_pixels, patchify
 from vlp_jax.objectives import masked_vision
@@ -99,7 +99,7 @@ class Smaug(AlignAndFuse):
         """
         if self.selector is None:
             return super().select(clips, text_PxD, clip_P, keys_P)
-        keys = fusion.gather_rows(self.selector.keys(clips.cls), clip_P)
+        keys = sharding.take_near(self.selector.keys(clips.cls), clip_P)
         scores = self.selector.scores(keys, text_PxD)
         chosen, slots = self.config.model.selection, clips.tokens.shape[1]
         trained = config_lib.grid(self.config)[0]
@@ -110,7 +110,7 @@ class Smaug(AlignAndFuse):
         """Masks, encodes and rebuilds a batch as training does, and reports every choice made on the way."""
         mask = self._sample_mask(self.key_of(batch, key)(0), batch.video, share=1.0)
         video = self.vision(batch.video, mask.visible)
-        own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
+        own = sharding.own_rows(batch.valid.shape[0])
         text_cls = None if self.selector is None else self.text(batch.text_ids, batch.text_mask)[:, 0]
         frames, _, scores = self.select(video, text_cls, own, None)
         # Under `frame` masking the encoder's slots are only the visible ones: give their numbers in the clip.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vlp_jax import masking
+from vlp_jax import masking, sharding
 from vlp_jax.objectives import answering
 from vlp_jax.recipes import recipe
 from vlp_jax.types import Batch, Outputs
@@ -36,7 +36,7 @@ class MultipleChoice(nnx.Module):
         del masked
         ids, mask = batch.targets["option_ids"], batch.targets["option_mask"]
         b, options, _ = ids.shape
-        own = jnp.arange(b, dtype=jnp.int32)
+        own = sharding.own_rows(b)
         keys_B = masking.example_keys(key, batch.index)
         keys_P = jax.vmap(lambda k: jax.random.split(k, options))(keys_B).reshape(-1)
         logits_BxO = choose(self.recipe, self.recipe.encode_clip(batch.video), own, ids, mask, keys_P)
@@ -51,6 +51,7 @@ def choose(matcher: Any, clips, clip_P, ids_PxOxL, mask_PxOxL, keys_R=None):
 
     Args:
       matcher: a recipe that is a Matcher.
+      clip_P: as in `recipes.align_and_fuse.AlignAndFuse.fuse`.
       keys_R: random keys of the P * O pairs for what is drawn in training; None at evaluation.
     """
     p, options, length = ids_PxOxL.shape

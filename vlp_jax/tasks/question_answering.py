@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vlp_jax import masking
-from vlp_jax.models import fusion, layers
+from vlp_jax import masking, sharding
+from vlp_jax.models import layers
 from vlp_jax.models.answer_decoder import AnswerClassifier, AnswerDecoder
 from vlp_jax.objectives import answering
 from vlp_jax.recipes import recipe
-from vlp_jax.sharding import constrain_batch
 from vlp_jax.types import Batch, Outputs
 
 _CHUNK_BYTES = 2**28  # memory that ranking takes for the answers it scores at once
@@ -50,7 +49,7 @@ class QuestionAnswering(nnx.Module):
         ignored: the clip is seen whole.
         """
         del masked
-        own = jnp.arange(batch.valid.shape[0], dtype=jnp.int32)
+        own = sharding.own_rows(batch.valid.shape[0])
         clips = self.recipe.encode_clip(batch.video)
         keys_B = masking.example_keys(key, batch.index)
         fused = self.fuse(clips, own, batch.text_ids, batch.text_mask, keys_B)
@@ -103,10 +102,11 @@ def rank(decoder: AnswerDecoder, question_PxLqxD, mask_PxLq, ids_CxLa, mask_CxLa
     size = -(-kept // chunks)
     # The last chunk is filled up with answer 0, and what it says is cut off again.
     padded = jnp.pad(short_PxK, ((0, 0), (0, chunks * size - kept)))
-    question_R = jnp.repeat(jnp.arange(questions, dtype=jnp.int32), size)
+    question_R = jnp.repeat(sharding.own_rows(questions), size)
 
     def score(short_Pxk):
-        ids, mask = fusion.gather_rows((ids_CxLa, mask_CxLa), constrain_batch(short_Pxk.reshape(-1)))
+        row = sharding.constrain_batch(short_Pxk.reshape(-1))
+        ids, mask = (jnp.take(x, row, axis=0) for x in (ids_CxLa, mask_CxLa))
         logits = decoder(ids[:, :-1], question_PxLqxD, mask_PxLq, question_R)
         return answering.log_likelihood(logits, ids, mask).reshape(questions, size)
 

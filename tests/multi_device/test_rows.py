@@ -1,0 +1,121 @@
+"""Rows that go from device to device, and rows that stay, on eight devices: NumPy's own indexing and its gradient.
+
+JAX fixes the number of devices when it starts, so this runs in a process of its own.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+B, P, D = 32, 64, 4
+MESHES = {"one device": (1, 1, 1, 1), "data=8": (1, 8, 1, 1), "replica=2, fsdp=2, tensor=2": (2, 1, 2, 2)}
+
+SCRIPT = """
+import json, math, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from vlp_jax import sharding
+
+job = json.load(sys.stdin)
+rng, out = np.random.default_rng(0), {}
+rows = rng.normal(size=(job["rows"], job["width"])).astype(np.float32)
+weight = rng.normal(size=(job["taken"], job["width"])).astype(np.float32)
+out["rows"], out["weight"] = rows.tolist(), weight.tolist()
+for name, sizes in job["meshes"].items():
+    count = math.prod(sizes)
+    mesh = jax.make_mesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[:count])
+    ways = math.prod(sizes[:3])
+    each, own = job["taken"] // ways, job["rows"] // ways
+    any_P = rng.integers(0, job["rows"], job["taken"]).astype(np.int32)
+    near_P = rng.integers(0, own, job["taken"]).astype(np.int32)
+    with sharding.use_mesh(mesh):
+        assert sharding.ways() == ways
+        spread = sharding.batch_sharding(mesh)
+
+        def run(fn, index):
+            def loss(rows, index, weight):
+                got = fn(rows, index)
+                return (got * weight[: len(got)]).sum(), got
+
+            step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            args = [jax.device_put(x, spread) for x in (rows, index, weight)]
+            compiled = step.lower(*args).compile()
+            (_, got), gradient = jax.device_get(compiled(*args))
+            return {"got": got.tolist(), "gradient": gradient.tolist(), "hlo": compiled.as_text()}
+
+        def behind(rows, index):
+            both, number = sharding.bring_behind(rows, index[: job["rows"]])
+            return sharding.take_near(both, number)
+
+        def brought(rows, index):
+            return sharding.take_near(*sharding.bring(rows, index))
+
+        def kept(rows, index):
+            both, _ = sharding.bring_behind(rows, index[: job["rows"]])
+            return sharding.take_near(both, sharding.own_rows(job["rows"]))
+
+        out[name] = {
+            "any_P": any_P.tolist(),
+            # The same rows by their number in the whole batch.
+            "near_P": (near_P + own * (np.arange(job["taken"]) // each)).tolist(),
+            "take_any": run(sharding.take_any, any_P),
+            "take_near": run(sharding.take_near, near_P),
+            "bring": run(brought, any_P),
+            "bring_behind": run(behind, any_P),
+            "kept": run(kept, any_P),
+        }
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(eight_devices):
+    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps({"rows": B, "taken": P, "width": D, "meshes": MESHES}),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(results, mesh, name, index):
+    rows, weight = np.array(results["rows"]), np.array(results["weight"])[: len(index)]
+    np.testing.assert_allclose(results[mesh][name]["got"], rows[index], rtol=1e-6)
+    gradient = np.zeros_like(rows)
+    np.add.at(gradient, index, weight)
+    np.testing.assert_allclose(results[mesh][name]["gradient"], gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_rows_of_the_whole_batch_and_their_gradients_are_numpys(results, mesh):
+    index = np.array(results[mesh]["any_P"])
+    check(results, mesh, "take_any", index)
+    check(results, mesh, "bring", index)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_rows_brought_behind_a_devices_own_are_found_and_its_own_stay_where_they_were(results, mesh):
+    check(results, mesh, "bring_behind", np.array(results[mesh]["any_P"])[:B])
+    check(results, mesh, "kept", np.arange(B))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_near_rows_and_their_gradients_are_numpys_and_no_device_sends_any(results, mesh):
+    check(results, mesh, "take_near", np.array(results[mesh]["near_P"]))
+    collectives = re.findall(
+        r"all-gather|all-to-all|collective-permute|reduce-scatter", results[mesh]["take_near"]["hlo"]
+    )
+    assert not collectives
