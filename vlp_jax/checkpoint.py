@@ -19,7 +19,7 @@ and comes into being in this order:
 
 The next save removes `unfinished-` and `discarded-` folders that a killed process has left. Readers write nothing, so
 that a run may be evaluated while it trains. The directory must lie on a file system with atomic rename (local, NFS,
-Lustre); object stores such as gs:// have none.
+Lustre); object stores such as gs:// have none, and get copies (vlp_jax/mirror.py).
 
 This is the only file that imports orbax.
 """
@@ -31,6 +31,7 @@ import pathlib
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,19 +59,28 @@ class Checkpointer:
       keep: newest checkpoints kept, at least 1.
       asynchronous: `save` returns as soon as the arrays are copied to host memory, and a thread does the rest. An error
         of that thread is raised by the next call of any method.
+      committed: called, on the first process and perhaps in that thread, after each commit.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int, asynchronous: bool):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int,
+        asynchronous: bool,
+        committed: Callable[[], None] | None = None,
+    ):
         if "://" in os.fspath(directory):
             raise UserError(
                 f"checkpoint directory {os.fspath(directory)!r}: expected a path of a file system with atomic rename "
-                "(local, NFS, Lustre), not an object store; mount it, or save locally and copy"
+                "(local, NFS, Lustre), not an object store; --workdir takes the address of one"
             )
         if keep < 1:
             raise UserError(f"config.checkpoint.keep = {keep}: expected at least 1")
         self._directory = pathlib.Path(directory).absolute()
         self._keep = keep
         self._asynchronous = asynchronous
+        self._committed = committed
         self._background: threading.Thread | None = None
         self._error: BaseException | None = None
         logging.getLogger("absl").addFilter(_quiet_orbax)
@@ -162,6 +172,8 @@ class Checkpointer:
             for s, n, path in self._listing():
                 if s not in kept or (s == step and n != number):
                     _discard(path)
+            if self._committed:
+                self._committed()
         except BaseException as error:
             self._error = error
 

@@ -33,7 +33,9 @@ TASKS = (*evaluators.KINDS, "reconstruction")
 _MODELS_OWN = ("input.image_size", "input.max_text_tokens", "input.tokenizer", "input.lowercase", "input.frames")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
+flags.DEFINE_string(
+    "workdir", None, "Directory of a training run, or its address such as gs://BUCKET/NAME.", required=True
+)
 flags.DEFINE_string(
     "checkpoint", None, "Step to evaluate, or best: the one that a metric chose; the newest intact one by default."
 )
@@ -60,14 +62,20 @@ def main(argv: list[str]) -> None:
     step = FLAGS.checkpoint
     if step not in (None, "best") and not step.isdecimal():
         raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
-    launch.join_processes()
+    say = launch.join_processes()
     if FLAGS.task == "reconstruction" and jax.process_count() > 1:
         raise UserError(
             f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
             "alone, with --distributed=off"
         )
+    with launch.open_workdir(FLAGS.workdir, say) as (workdir, _):
+        evaluate(workdir, step)
+
+
+def evaluate(workdir: pathlib.Path, step: str | None) -> None:
+    """Runs the task of the flags, of a checkpoint: a step, `best`, or None for the newest."""
     run = launch.open_run(
-        pathlib.Path(FLAGS.workdir),
+        workdir,
         int(step) if step not in (None, "best") else None,
         best=step == "best",
         ensemble=FLAGS.ensemble,
@@ -95,7 +103,7 @@ def main(argv: list[str]) -> None:
     if task in ("retrieval", "reconstruction"):
         run = recipe_alone(run)
     validation.validate(run.config)
-    out = pathlib.Path(FLAGS.workdir) / "evaluation"
+    out = workdir / "evaluation"
     out.mkdir(exist_ok=True)
     path = out / stem(run.config, task, run.step, FLAGS.checkpoint == "best", FLAGS.input_path, FLAGS.set)
     if task == "reconstruction":

@@ -1,6 +1,7 @@
 """What the binaries share: one-message errors, and opening a finished or interrupted run."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -9,7 +10,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from absl import app, flags, logging
 
 from vlp_jax import checkpoint, distributed, meshes, sharding, validation
 from vlp_jax import config as config_lib
+from vlp_jax import mirror as mirror_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
 from vlp_jax.input import answers as answers_lib
@@ -44,6 +46,37 @@ def join_processes() -> Callable[[str], None]:
     if not distributed.is_first():
         return lambda text: None
     return lambda text: print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def open_workdir(text: str, say: Callable[[str], None]) -> Iterator[tuple[pathlib.Path, mirror_lib.Mirror | None]]:
+    """The folder that --workdir names; of an address in a store its folder here, fetched now and sent at the end.
+
+    Raises:
+      UserError: several processes, of which each would have a folder of its own; as `mirror.Mirror`.
+    """
+    if not mirror_lib.is_address(text):
+        yield pathlib.Path(text), None
+        return
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--workdir={text}: a job of several processes needs a folder that all of them see (NFS, Filestore); an "
+            "address in a store is for one process"
+        )
+    folder = mirror_lib.staging(text)
+    mirror = mirror_lib.Mirror(text, folder)
+    mirror.fetch()
+    say(f"{text} is kept in {folder} and sent from there")
+    mirror.start()
+    try:
+        yield folder, mirror
+    except (UserError, OSError):
+        try:
+            mirror.finish()
+        except UserError as error:  # the first error is the one to be told
+            say(f"warning: {error}")
+        raise
+    mirror.finish()
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

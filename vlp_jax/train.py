@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Collection
 from typing import Any
@@ -39,7 +40,12 @@ _STOPPED, _FAILED = 1, 2  # votes of a process: a signal has come, too many clip
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, with an argument after a colon: configs/smaug.py:tiny.")
-flags.DEFINE_string("workdir", None, "Directory for checkpoints, metrics and the tokenizer.", required=True)
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory, or address such as gs://BUCKET/NAME, for checkpoints, metrics and the tokenizer.",
+    required=True,
+)
 flags.mark_flag_as_required("config")
 
 
@@ -47,16 +53,25 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
     say = launch.join_processes()
-    config, workdir = FLAGS.config, pathlib.Path(FLAGS.workdir)
-    train(config, workdir, config_flags.get_override_values(FLAGS["config"]), say)
+    given = config_flags.get_override_values(FLAGS["config"])
+    with launch.open_workdir(FLAGS.workdir, say) as (workdir, mirror):
+        status = train(FLAGS.config, workdir, given, say, mirror.notify if mirror else None)
+    sys.exit(status)
 
 
-def train(config: Any, workdir: pathlib.Path, given: Collection[str], say: Callable[[str], None]) -> None:
-    """Runs or continues one run.
+def train(
+    config: Any,
+    workdir: pathlib.Path,
+    given: Collection[str],
+    say: Callable[[str], None],
+    committed: Callable[[], None] | None = None,
+) -> int:
+    """Runs or continues one run; returns the exit status: 0, or 128 + the number of the signal that stopped it.
 
     Args:
       given: dotted keys of the config that the command line sets.
       say: prints a line, on the first process alone.
+      committed: called after each commit of a checkpoint.
 
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
@@ -92,7 +107,10 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str], say: Calla
         workdir_lib.prepare(config, workdir, tokenizer, answer_file)
     distributed.barrier("prepared")
     checkpoints = checkpoint.Checkpointer(
-        workdir / workdir_lib.CHECKPOINTS, keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous
+        workdir / workdir_lib.CHECKPOINTS,
+        keep=config.checkpoint.keep,
+        asynchronous=config.checkpoint.asynchronous,
+        committed=committed,
     )
     step, meters, spent = 0, meters_lib.Meters(), None
     if checkpoints.latest() is not None:
@@ -257,13 +275,13 @@ def train(config: Any, workdir: pathlib.Path, given: Collection[str], say: Calla
     if step < total_steps:
         why = stop.received or "stopped by another process"
         say(f"{why}: saved step {step} of {total_steps} in {workdir}; the same command continues from there")
-        if stop.received == "SIGINT":
-            sys.exit(130)
-    else:
-        say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
-        say(costs_lib.summary(config.name, costs.totals))
-        if best and best.metadata:
-            say(f"{workdir / workdir_lib.BEST}: step {best.metadata['step']}, {best_lib.describe(best.metadata)}")
+        # As shells have it: a scheduler must not take the run for a finished one.
+        return 128 + (signal.SIGINT if stop.received == "SIGINT" else signal.SIGTERM)
+    say(f"done: {total_steps} steps, checkpoint and metrics in {workdir}")
+    say(costs_lib.summary(config.name, costs.totals))
+    if best and best.metadata:
+        say(f"{workdir / workdir_lib.BEST}: step {best.metadata['step']}, {best_lib.describe(best.metadata)}")
+    return 0
 
 
 def make_evaluator(config: Any, run: state_lib.Setup, tokenizer: Any, answers: Any) -> tuple[Any, Any]:

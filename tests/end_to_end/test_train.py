@@ -80,7 +80,7 @@ def test_a_run_with_worker_processes_has_the_same_losses(tmp_path, finished, com
     assert losses(tmp_path / "run") == losses(finished)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_signal_saves_and_says_so(tmp_path, finished, command, start, run, number, status):
     workdir = tmp_path / "run"
     # Evaluation at each step makes the run last longer than the signal travels.
@@ -96,6 +96,24 @@ def test_a_stop_signal_saves_and_says_so(tmp_path, finished, command, start, run
     done = run(command(workdir, **slow))
     assert done.returncode == 0 and "continuing" in done.stderr
     assert [line for line in losses(workdir) if "loss" in line] == losses(finished)
+
+
+@pytest.mark.slow
+def test_a_run_at_an_address_goes_on_on_another_machine(tmp_path, finished, command, run):
+    """The store is a folder behind an address; what a machine has of the run is lost with it."""
+    address = f"file://{tmp_path}/bucket/run"
+
+    def on(machine, words):
+        done = run(words, VLP_JAX_STAGING=str(tmp_path / machine))
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    on("one", command(address))
+    shutil.rmtree(tmp_path / "bucket" / "run" / "checkpoints" / "000000012")
+    assert "from step 8 of 12" in on("two", command(address))
+    assert losses(tmp_path / "bucket" / "run") == losses(finished)
+    on("three", [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={address}", "--bootstrap=0"])
+    assert (tmp_path / "bucket" / "run" / "evaluation" / "retrieval_test_12.json").exists()
 
 
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, finished, command, run):

@@ -1,0 +1,198 @@
+"""A workdir's copy in a store: what is sent when, what comes back, what is refused. The store is fsspec's memory."""
+
+import importlib.util
+import pathlib
+
+import fsspec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlp_jax import checkpoint, mirror
+from vlp_jax.types import UserError
+
+ADDRESS = "memory://bucket/run"
+
+
+@pytest.fixture
+def store():
+    """Name -> content of every file at the address."""
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/bucket"):
+        fs.rm("/bucket", recursive=True)
+
+    def read():
+        found = fs.find("/bucket/run") if fs.exists("/bucket/run") else []
+        return {path.removeprefix("/bucket/run/"): fs.cat_file(path) for path in found}
+
+    return read
+
+
+def save(folder, *steps, keep=2, committed=None):
+    """Commits checkpoints of one leaf, the step's number."""
+    checkpoints = checkpoint.Checkpointer(folder / "checkpoints", keep=keep, asynchronous=False, committed=committed)
+    for step in steps:
+        checkpoints.save(step, {"x": jnp.full(3, step)}, {"step": step})
+    checkpoints.close()
+
+
+def restored(folder):
+    checkpoints = checkpoint.Checkpointer(folder / "checkpoints", keep=2, asynchronous=False)
+    step, state, _ = checkpoints.restore({"x": jnp.zeros(3, int)})
+    checkpoints.close()
+    np.testing.assert_array_equal(state["x"], step)
+    return step
+
+
+def opened(folder):
+    copy = mirror.Mirror(ADDRESS, folder)
+    copy.fetch()
+    return copy
+
+
+def steps(names):
+    return sorted({name.split("/")[1] for name in names if name.startswith("checkpoints/")})
+
+
+def test_what_one_machine_sends_another_goes_on_with(tmp_path, store):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2)
+    (tmp_path / "one" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "one" / "lock").touch()
+    one.finish()
+    assert "lock" not in store()
+    two = opened(tmp_path / "two")
+    assert restored(tmp_path / "two") == 2
+    assert (tmp_path / "two" / "metrics.jsonl").read_text() == "{}\n"
+    assert steps(["checkpoints/" + p.name for p in (tmp_path / "two" / "checkpoints").iterdir()]) == ["000000002"]
+    save(tmp_path / "two", 3)
+    two.finish()
+    # The first machine's folder is behind the store now.
+    (tmp_path / "two" / "metrics.jsonl").write_text("{}\n{}\n")
+    two.finish()
+    opened(tmp_path / "one")
+    assert restored(tmp_path / "one") == 3
+    assert (tmp_path / "one" / "metrics.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_a_folder_that_is_ahead_of_the_store_keeps_what_it_has(tmp_path, store):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1)
+    (tmp_path / "one" / "metrics.jsonl").write_text("1\n")
+    one.finish()
+    save(tmp_path / "one", 2)
+    (tmp_path / "one" / "metrics.jsonl").write_text("1\n2\n")
+    again = opened(tmp_path / "one")
+    assert restored(tmp_path / "one") == 2
+    assert (tmp_path / "one" / "metrics.jsonl").read_text() == "1\n2\n"
+    again.finish()
+    assert steps(store()) == ["000000001", "000000002"] and store()["metrics.jsonl"] == b"1\n2\n"
+
+
+def test_steps_that_are_no_longer_kept_leave_the_store(tmp_path, store):
+    one = opened(tmp_path / "one")
+    for step in range(1, 5):
+        save(tmp_path / "one", step)
+        one.finish()
+    assert steps(store()) == ["000000003", "000000004"]
+
+
+def test_a_commit_is_sent_by_the_thread(tmp_path, store):
+    one = opened(tmp_path / "one")
+    one.start()
+    save(tmp_path / "one", 7, committed=one.notify)
+    one.finish()
+    assert steps(store()) == ["000000007"]
+
+
+def test_the_manifest_of_a_step_is_sent_last_and_removed_first(tmp_path, store, monkeypatch):
+    one = opened(tmp_path / "one")
+    order = []
+    fs = type(one._fs)
+    put, remove = fs.put_file, fs.rm_file
+    monkeypatch.setattr(fs, "put_file", lambda self, a, b, **k: (order.append(("put", b)), put(self, a, b, **k)))
+    monkeypatch.setattr(fs, "rm_file", lambda self, a: (order.append(("remove", a)), remove(self, a)))
+    for step in (1, 2, 3):
+        save(tmp_path / "one", step)
+        one.finish()
+    for step in ("000000002", "000000003"):
+        sent = [name for kind, name in order if kind == "put" and f"/{step}/" in name]
+        assert len(sent) > 2 and sent[-1].endswith("manifest.json") and "manifest.json" not in "".join(sent[:-1])
+    gone = [name for kind, name in order if kind == "remove"]
+    assert "/000000001/" in gone[0] and gone[0].endswith("manifest.json")
+
+
+def test_a_step_without_a_manifest_does_not_exist(tmp_path, store):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2)
+    one.finish()
+    fsspec.filesystem("memory").rm_file("/bucket/run/checkpoints/000000002/manifest.json")
+    opened(tmp_path / "two")
+    assert restored(tmp_path / "two") == 1
+
+
+def change(name):
+    """Changes a byte of a file in the store."""
+    fs = fsspec.filesystem("memory")
+    path = f"/bucket/run/{name}"
+    data = bytearray(fs.cat_file(path))
+    data[len(data) // 2] ^= 1
+    fs.pipe_file(path, bytes(data))
+
+
+def largest(names, step):
+    inside = {name: len(data) for name, data in names.items() if f"/{step}/arrays/" in name}
+    return max(inside, key=lambda name: inside[name])
+
+
+def test_a_changed_byte_in_the_store_is_noticed_and_the_step_before_is_taken(tmp_path, store, caplog):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2)
+    one.finish()
+    change(largest(store(), "000000002"))
+    opened(tmp_path / "two")
+    assert restored(tmp_path / "two") == 1
+    assert "000000002" in caplog.text and "corrupt" in caplog.text
+    change(largest(store(), "000000001"))
+    with pytest.raises(UserError, match="every checkpoint in memory://bucket/run/checkpoints is corrupt"):
+        opened(tmp_path / "three")
+
+
+def test_a_store_that_fails_is_tried_again_and_is_an_error_at_the_end(tmp_path, store, monkeypatch, caplog):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(one._fs), "put_file", lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError("403")))
+        one._attempt()
+        assert "tried again at the next checkpoint" in caplog.text
+        with pytest.raises(UserError, match=r"403; check the address and the credentials.*run the same command again"):
+            one.finish()
+    one.finish()
+    assert steps(store()) == ["000000001"]
+
+
+def test_two_runs_are_never_mixed(tmp_path, store):
+    opened(tmp_path / "one").finish()
+    fsspec.filesystem("memory").rm("/bucket/run", recursive=True)
+    with pytest.raises(UserError, match="where there is none"):
+        opened(tmp_path / "one")
+    opened(tmp_path / "other").finish()
+    with pytest.raises(UserError, match="is another run than"):
+        opened(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("nowhere://bucket/run", "nowhere"), ("gs://bucket/run", "gcsfs")],
+)
+def test_an_address_without_its_package_says_what_to_install(tmp_path, address, words):
+    if words == "gcsfs" and importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed here")
+    with pytest.raises(UserError, match=words):
+        mirror.Mirror(address, tmp_path)
+
+
+def test_every_address_has_a_folder_of_its_own_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("VLP_JAX_STAGING", "/scratch")
+    folders = {mirror.staging(address) for address in ("gs://a/run", "gs://b/run", "gs://a/run/")}
+    assert len(folders) == 2 and {folder.parent for folder in folders} == {pathlib.Path("/scratch")}

@@ -1,0 +1,264 @@
+"""A workdir in an object store: `--workdir=gs://BUCKET/runs/base`, or any other address that fsspec knows.
+
+Object stores cannot rename a folder at once, which checkpoints rely on, so the run works in a folder of this machine
+(below VLP_JAX_STAGING, by default ~/.cache/vlp_jax/runs) and the store follows:
+
+- At the start, what the store has and the folder lacks is fetched: of the checkpoints the newest whose files are as
+  its manifest says.
+- After each commit of a checkpoint a thread sends what is new, the manifest of a checkpoint last: a checkpoint that is
+  half there has none, and does not exist. Then steps go that the folder no longer has. What cannot be sent is said and
+  tried again at the next commit; at the end of the run it is an error.
+
+Both hold a file `run_id`. A folder and a store of different runs are never mixed: that is an error, too.
+"""
+
+import hashlib
+import logging
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import threading
+from typing import Any
+
+import fsspec
+
+from vlp_jax import manifest
+from vlp_jax.types import UserError
+
+_RUN_ID = "run_id"
+_STEP = re.compile(r"(checkpoints|best)/(\d{9,})(?:\.(\d+))?/")
+_UNFINISHED = re.compile(r"(checkpoints|best)/(unfinished|discarded)-|(^|/)lock$|\.(part|fetched)$")
+_MANIFEST = "manifest.json"
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
+
+_log = logging.getLogger(__name__)
+
+
+def is_address(workdir: str) -> bool:
+    """Whether a --workdir is an address in a store rather than a path."""
+    return "://" in workdir
+
+
+def staging(address: str) -> pathlib.Path:
+    """The folder of this machine in which a run at that address works."""
+    root = os.environ.get("VLP_JAX_STAGING") or pathlib.Path.home() / ".cache" / "vlp_jax" / "runs"
+    last = re.sub(r"\W+", "_", address.rstrip("/").rpartition("/")[2])
+    digest = hashlib.blake2b(address.rstrip("/").encode(), digest_size=6).hexdigest()
+    return pathlib.Path(root) / f"{last}-{digest}"
+
+
+class Mirror:
+    """A folder and its copy in a store.
+
+    Args:
+      address: such as gs://BUCKET/runs/base.
+      folder: of this machine; `staging(address)`.
+
+    Raises:
+      UserError: the store cannot be reached, or there is no package for it.
+    """
+
+    def __init__(self, address: str, folder: pathlib.Path):
+        self.address, self.folder = address.rstrip("/"), folder
+        self._sent: dict[str, tuple[int, int]] = {}  # path -> size and time of change of what the store has
+        self._problem: UserError | None = None
+        self._wanted, self._ended = threading.Event(), False
+        self._thread: threading.Thread | None = None
+        scheme = address.partition("://")[0]
+        options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
+        try:
+            self._fs: Any
+            self._fs, self._root = fsspec.core.url_to_fs(self.address, **options)
+        except ImportError as error:
+            package = _PACKAGES.get(scheme, f"the fsspec package of {scheme}://")
+            raise UserError(f"--workdir={address} needs {package}: pip install {package} ({error})") from error
+        except ValueError as error:
+            raise UserError(f"--workdir={address}: {error}; expected a path, or an address such as gs://...") from error
+        self._listing()  # says what is wrong with the credentials before anything is compiled
+
+    def fetch(self) -> None:
+        """Brings the folder up to what the store has.
+
+        Raises:
+          UserError: the folder holds another run, or one that the store does not have; the store fails; every
+            checkpoint there is damaged.
+        """
+        there = self._listing()
+        own = self.folder / _RUN_ID
+        if _RUN_ID not in there:
+            if own.exists():
+                raise UserError(
+                    f"{self.folder} holds a run at --workdir={self.address}, where there is none: to send it there, "
+                    f"copy {own} to {self.address}/{_RUN_ID}; to start anew, remove the folder"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            own.write_text(secrets.token_hex(16))
+            self._try(lambda: self._fs.pipe_file(self._at(_RUN_ID), own.read_bytes()))
+            return
+        theirs = self._try(lambda: self._fs.cat_file(self._at(_RUN_ID))).decode()
+        if own.exists() and own.read_text() != theirs:
+            raise UserError(
+                f"--workdir={self.address} is another run than {self.folder} on this machine, its copy of an earlier "
+                "one: move that folder away, or use another address"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kinds = {m[1] for m in map(_STEP.match, there) if m}
+        newer = {kind: self._newer(there, kind) for kind in kinds}
+        # A folder that is ahead of the store has its own, later versions of these files.
+        if not own.exists() or newer.get("checkpoints"):
+            for name in there:
+                if not _STEP.match(name) and name != _RUN_ID:
+                    self._get(name)
+        for kind, steps in newer.items():
+            self._fetch_newest(there, kind, steps)
+        own.write_text(theirs)  # last: what was interrupted begins anew
+
+    def start(self) -> None:
+        """Starts the thread that sends what `notify` tells of."""
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Says that there is something new to send; returns at once."""
+        self._wanted.set()
+
+    def finish(self) -> None:
+        """Sends what is left, and raises the error of the last attempt where it failed."""
+        self._ended = True
+        self._wanted.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        else:
+            self._attempt()
+        if self._problem is not None:
+            raise self._problem
+
+    # -- Sending -------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._ended:
+            self._wanted.wait()
+            self._wanted.clear()
+            self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            self._send()
+            self._problem = None
+        except UserError as error:
+            self._problem = UserError(f"{error}; what was not sent is in {self.folder}, run the same command again")
+            if not self._ended:
+                _log.warning("%s; tried again at the next checkpoint", error)
+
+    def _send(self) -> None:
+        here = self._here()
+        new = [name for name, state in here.items() if self._sent.get(name) != state]
+        for name in sorted(new, key=lambda name: name.endswith(_MANIFEST)):
+            try:
+                data = self.folder / name
+                self._try(lambda data=data, name=name: self._fs.put_file(str(data), self._at(name)))
+            except FileNotFoundError:
+                continue  # a step that was discarded meanwhile; its manifest, too, is gone and not sent
+            self._sent[name] = here[name]
+        steps = {m[0] for m in map(_STEP.match, here) if m}
+        for kind in {step.partition("/")[0] for step in steps}:  # where none is left here, theirs stay
+            gone = {m[0] for m in map(_STEP.match, self._listing()) if m and m[1] == kind} - steps
+            for step in sorted(gone):
+                self._remove(step)
+
+    def _remove(self, step: str) -> None:
+        files = [name for name in self._listing() if name.startswith(step)]
+        for name in sorted(files, key=lambda name: not name.endswith(_MANIFEST)):
+            self._try(lambda name=name: self._fs.rm_file(self._at(name)))
+            self._sent.pop(name, None)
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        """Path -> size and time of change of every file that belongs to the run; of steps, committed ones alone."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if _UNFINISHED.search(name):
+                continue
+            try:
+                if path.is_file():
+                    state = path.stat()
+                    found[name] = (state.st_size, state.st_mtime_ns)
+            except FileNotFoundError:
+                continue  # a step that is being discarded
+        return found
+
+    # -- Fetching ------------------------------------------------------------------------------------------------------
+
+    def _newer(self, there: dict[str, int], kind: str) -> list[str]:
+        """The steps of the store that are complete and above all of the folder, the highest first."""
+        number = lambda m: (int(m[2]), int(m[3] or 0))  # of the step, and of its save
+        own = max((number(m) for m in map(_STEP.match, self._here()) if m and m[1] == kind), default=(-1, 0))
+        complete = (_STEP.fullmatch(name.removesuffix(_MANIFEST)) for name in there if name.endswith(f"/{_MANIFEST}"))
+        steps = {m[0]: number(m) for m in complete if m and m[1] == kind and number(m) > own}
+        return sorted(steps, key=lambda step: steps[step], reverse=True)
+
+    def _fetch_newest(self, there: dict[str, int], kind: str, steps: list[str]) -> None:
+        """Fetches the first of these steps that is intact."""
+        bad = []
+        for step in steps:
+            folder = self.folder / step
+            unfinished = folder.with_name(f"unfinished-{folder.name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for name in there:
+                if name.startswith(step):
+                    self._get(name, unfinished / name.removeprefix(step))
+            kept = unfinished.rename(folder)
+            problem = manifest.problem(kept)
+            if problem is None:
+                for name, state in self._here().items():
+                    if name.startswith(step):
+                        self._sent[name] = state
+                return
+            bad.append(f"{step}: {problem}")
+            _log.warning("%s/%s is corrupt (%s)", self.address, step, problem)
+            shutil.rmtree(kept)
+        if bad and not any((self.folder / kind).iterdir()):
+            raise UserError(f"every checkpoint in {self.address}/{kind} is corrupt: {'; '.join(bad)}")
+
+    def _get(self, name: str, to: pathlib.Path | None = None) -> None:
+        to = to or self.folder / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = to.with_name(f"{to.name}.fetched")
+        self._try(lambda: self._fs.get_file(self._at(name), str(part)))
+        part.replace(to)
+        state = to.stat()
+        self._sent[name] = (state.st_size, state.st_mtime_ns)
+
+    # -- The store -----------------------------------------------------------------------------------------------------
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _listing(self) -> dict[str, int]:
+        """Path below the address -> size, of every file there."""
+
+        def find() -> dict[str, Any]:
+            self._fs.invalidate_cache()
+            try:
+                return self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+
+        prefix = self._fs._strip_protocol(self.address).rstrip("/") + "/"
+        found = self._try(find)
+        return {path.removeprefix(prefix): info["size"] for path, info in sorted(found.items())}
+
+    def _try(self, call: Any) -> Any:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # stores have errors of many kinds, of packages that need not be installed
+            reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+            raise UserError(
+                f"--workdir={self.address}: the store fails: {type(error).__name__}: {reason}; check the address and "
+                "the credentials (of gs://: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
+            ) from error
