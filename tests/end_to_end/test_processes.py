@@ -150,7 +150,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(tmp_pat
             break
         time.sleep(0.02)
     two.processes[1].send_signal(signal.SIGTERM)
-    assert two.wait() == [0, 0], two.output()
+    assert two.wait() == [143, 143], two.output()
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert f"stopped by another process: saved step {saved} of 40" in two.logs[0].read_text()
 
