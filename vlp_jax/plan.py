@@ -24,7 +24,9 @@ from vlp_jax.types import UserError
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, with an argument after a colon: configs/smaug.py:tiny.")
-flags.DEFINE_string("topology", None, "Devices, such as v5e:16x16, 'v5e:16x16 x2', cpu:8; by default the named mesh's.")
+flags.DEFINE_string(
+    "topology", None, "Devices, such as v5e:16x16, 'v5e:16x16 x2', h200:8, cpu:8; by default the named mesh's."
+)
 flags.DEFINE_integer(
     "clips", None, "Clips of the data set, for the length of the run; where it is here, its own number."
 )
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
     print(f"{config.name} on {len(place.devices)} x {place.chip.label if place.chip else 'CPU'} ({place.name}); {said}")
     if FLAGS.search:
         sys.exit(search(config, place, vocabulary))
-    steps = [program.compile_step(config, place.devices, kind, vocabulary) for kind in program.kinds_of(config)]
+    steps = [program.compile_step(config, place, kind, vocabulary) for kind in program.kinds_of(config)]
     for step in steps:
         print(table(step, place))
     fits = all(step.fits for step in steps)
@@ -145,7 +147,7 @@ def summary(config: Any, place: topology.Topology, steps: list[program.Compiled]
         result["text"] = "no peak of a CPU is known, so that there is no estimate of time"
         return result
     chip = place.chip
-    each = [roofline.estimate(step, chip, devices, place.slices) for step in steps]
+    each = [roofline.estimate(step, chip, devices) for step in steps]
     weighted = lambda of: sum(of(e) * step.kind.share for e, step in zip(each, steps))
     seconds = weighted(lambda e: e.seconds)
     mfu = result["flops"] / devices / chip.bfloat16 / seconds
@@ -191,7 +193,7 @@ def largest_batch(config: Any, place: topology.Topology, vocabulary: int) -> int
         other = config_lib.update(config.copy_and_resolve_references(), {"batch_size": batch})
         try:
             kinds = program.kinds_of(other)
-            if all(program.compile_step(other, place.devices, kind, vocabulary).fits for kind in kinds):
+            if all(program.compile_step(other, place, kind, vocabulary).fits for kind in kinds):
                 return batch
         except UserError:  # it no longer divides over the devices
             return 0
@@ -217,7 +219,7 @@ def search(config: Any, place: topology.Topology, vocabulary: int) -> int:
         other = config_lib.update(config.copy_and_resolve_references(), changes)
         name = f"batch {batch}, remat {remat}, " + ", ".join(f"{axis} {n}" for axis, n in split.items() if n > 1)
         try:
-            steps = [program.compile_step(other, place.devices, kind, vocabulary) for kind in program.kinds_of(other)]
+            steps = [program.compile_step(other, place, kind, vocabulary) for kind in program.kinds_of(other)]
         except UserError as error:
             print(f"{number}/{len(cases)} {name}: {error}", file=sys.stderr, flush=True)
             continue

@@ -30,8 +30,11 @@ LOGICAL_AXES = ("embed", "mlp", "heads", "vocabulary", "layers")  # what modules
 def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) -> Mesh:
     """Builds the mesh from `config.mesh`; one axis may be -1.
 
+    Where the devices are in several slices of TPUs, or hosts of GPUs, the outermost axes run between them: `replica`,
+    then `data`, then `fsdp`.
+
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices.
+      UserError: the axis sizes do not multiply to the number of devices, or `tensor` would run between slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
@@ -45,18 +48,38 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
         raise UserError(
             f"config.mesh ({text}) does not fill the {len(devices)} devices: expected sizes whose product is that"
         )
-    slices = {getattr(device, "slice_index", 0) for device in devices}
+    slices = set(map(_slice, devices))
     auto = (AxisType.Auto,) * len(AXES)
     if len(slices) == 1:
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=auto)
-    if sizes[0] % len(slices):
+    between, left = [], len(slices)
+    for size in sizes[:3]:
+        between.append(math.gcd(size, left))
+        left //= between[-1]
+    if left > 1:
         raise UserError(
-            f"config.mesh ({text}): the {len(devices)} devices are in {len(slices)} slices, with a slow network "
-            f"between them; expected config.mesh.replica to be a multiple of {len(slices)}"
+            f"config.mesh ({text}): the {len(devices)} devices are in {len(slices)} slices or hosts, with a slow "
+            f"network between them; expected a product of replica, data and fsdp that is a multiple of {len(slices)}, "
+            "so that no tensor axis spans it"
         )
-    inside = [sizes[0] // len(slices), *sizes[1:]]
-    order = mesh_utils.create_hybrid_device_mesh(inside, [len(slices), 1, 1, 1], devices)
+    inside = [size // ways for size, ways in zip(sizes, between)]
+    by_process = not hasattr(devices[0], "slice_index")
+    order = mesh_utils.create_hybrid_device_mesh(
+        [*inside, sizes[3]], [*between, 1], devices, process_is_granule=by_process
+    )
     return Mesh(order, AXES, axis_types=auto)
+
+
+def _slice(device: Any) -> int:
+    """The slice of TPUs or host of GPUs that a device is in; of GPUs that are not there, the process is the host."""
+    return getattr(device, "slice_index", device.process_index if device.platform == "gpu" else 0)
+
+
+def slices_along(mesh: Mesh) -> dict[str, int]:
+    """Over how many slices of TPUs, or hosts of GPUs, each axis of the mesh runs; 1 where it stays inside one."""
+    number = np.vectorize(_slice, otypes=[int])(mesh.devices)
+    first = lambda i: number[tuple(slice(None) if j == i else 0 for j in range(number.ndim))]
+    return {axis: len(np.unique(first(i))) for i, axis in enumerate(AXES)}
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

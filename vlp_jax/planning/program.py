@@ -11,7 +11,7 @@ import numpy as np
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax import state as state_lib
-from vlp_jax.planning import hlo
+from vlp_jax.planning import hlo, topology
 from vlp_jax.telemetry import costs, flops
 from vlp_jax.types import Batch
 
@@ -54,6 +54,7 @@ class Compiled:
       memory: kind -> bytes: parameters, optimiser, average, batch, and temporary (activations, gradients, buffers).
       total: of memory; where it does not fit, what the compiler would have needed.
       limit: what the compiler lets a program have; 0 where it did not say.
+      sizes, slices: of the mesh's axes: their devices, and over how many slices or hosts these are spread.
       model_flops: of the model as written, over all devices; `executed_flops` with what is computed twice.
       traffic: bytes to and from memory.
       seconds: of compilation.
@@ -64,6 +65,8 @@ class Compiled:
     memory: dict[str, int]
     total: float
     limit: float
+    sizes: dict[str, int]
+    slices: dict[str, int]
     model_flops: float
     executed_flops: float
     traffic: int
@@ -104,14 +107,15 @@ def abstract_batch(config: Any, mesh: Any, frames: int) -> Batch:
     )
 
 
-def compile_step(config: Any, devices: list[Any], kind: StepKind, vocabulary: int) -> Compiled:
+def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabulary: int) -> Compiled:
     """Compiles one kind of step of `config` for these devices; allocates nothing.
 
     Raises:
       UserError: the mesh does not fit the devices, or the model or the batch does not divide over it.
     """
-    mesh = sharding.make_mesh(config, devices)
+    mesh = sharding.make_mesh(config, place.devices)
     sharding.check_batch(config, mesh)
+    places = dict(mesh.shape), sharding.slices_along(mesh)
     run = state_lib.setup(config, Vocabulary(vocabulary), mesh, 1000)
     batch, good = abstract_batch(config, mesh, kind.frames), jax.ShapeDtypeStruct((), bool)
     memory = {
@@ -127,24 +131,26 @@ def compile_step(config: Any, devices: list[Any], kind: StepKind, vocabulary: in
         lowered = step.lower(run.abstract, batch, good)
         start = time.monotonic()
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=place.compiler_options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             memory["temporary"], limit = _out_of_memory(str(error))
             spent = time.monotonic() - start
-            return Compiled(kind, False, memory, sum(memory.values()), limit, model, executed, 0, [], spent)
+            return Compiled(kind, False, memory, sum(memory.values()), limit, *places, model, executed, 0, [], spent)
         spent = time.monotonic() - start
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     memory["temporary"] = analysis.temp_size_in_bytes + held - sum(memory.values())
     program = hlo.Program(compiled.as_text(), dict(mesh.shape))
+    total = sum(memory.values())
     return Compiled(
         kind,
-        True,
+        place.chip is None or total <= place.chip.hbm,
         memory,
-        sum(memory.values()),
+        total,
         0.0,
+        *places,
         model,
         executed,
         program.memory_traffic(),

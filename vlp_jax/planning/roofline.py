@@ -2,11 +2,13 @@
 
 Assumptions, all optimistic but the last: matrix products run at the chip's bfloat16 peak; memory traffic at its full
 bandwidth, and beside the arithmetic; a collective along one axis of the mesh uses one dimension of the torus in both
-directions (all links of a switch), one along several axes as many dimensions; between slices each chip has its share of
-the hosts' network; collectives do not overlap with anything.
+directions (all links of a switch), one along several axes as many dimensions; what crosses between slices or hosts does
+so once for all devices of a group in a slice, each with its share of the hosts' network; collectives do not overlap
+with anything.
 """
 
 import dataclasses
+import math
 
 from vlp_jax.planning.program import Compiled
 from vlp_jax.telemetry.chips import Chip
@@ -31,18 +33,18 @@ class Estimate:
         return max(self.compute, self.memory) + self.network
 
 
-def estimate(step: Compiled, chip: Chip, devices: int, slices: int) -> Estimate:
-    """The estimate for one step on `devices` chips in `slices` slices, whose mesh axis `replica` leads between them."""
+def estimate(step: Compiled, chip: Chip, devices: int) -> Estimate:
+    """The estimate for one step on `devices` chips."""
     compute = step.executed_flops / devices / chip.bfloat16
     memory = step.traffic / chip.hbm_bandwidth
     network = 0.0
     for one in step.collectives:
-        if slices > 1 and "replica" in one.axes:
-            speed = chip.network
-        elif chip.dimensions:
-            speed = chip.links * min(max(len(one.axes), 1), chip.dimensions) / chip.dimensions
-        else:
-            speed = chip.links
-        network += one.traffic / speed
+        crossing = math.prod(step.slices[axis] for axis in one.axes)
+        group = math.prod(step.sizes[axis] for axis in one.axes) // crossing  # devices in each slice
+        if group > 1 or crossing == 1:
+            share = min(max(len(one.axes), 1), chip.dimensions) / chip.dimensions if chip.dimensions else 1.0
+            network += one.traffic / (chip.links * share)
+        if crossing > 1:
+            network += one.traffic / (group * chip.network)
     seconds = max(compute, memory) + network
     return Estimate(compute, memory, network, step.model_flops / devices / chip.bfloat16 / seconds)

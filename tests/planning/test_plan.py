@@ -1,0 +1,86 @@
+"""Which batches and meshes the plan tries, and what it says of them; the compiler is a stand-in."""
+
+import json
+import math
+import types
+
+import pytest
+
+from configs import smaug
+from vlp_jax import config as config_lib
+from vlp_jax import plan
+from vlp_jax.planning import program, topology
+from vlp_jax.telemetry.chips import CHIPS
+from vlp_jax.types import UserError
+
+SLICE = topology.Topology("v5e:4x4", [object()] * 16, CHIPS["v5e"])
+
+
+@pytest.fixture
+def config():
+    return config_lib.update(smaug.get_config("base"), {"batch_size": 1024, "mesh.data": 4, "mesh.fsdp": 4})
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Sets what a compiled step needs, from its config; returns the configs that were compiled."""
+    seen = []
+
+    def use(need, flops=lambda config: config.batch_size * 1e12, refuse=lambda config: False):
+        def compile_step(config, place, kind, vocabulary):
+            if refuse(config):
+                raise UserError("does not divide")
+            seen.append(config)
+            total = need(config)
+            sizes = {axis: config.mesh[axis] for axis in ("replica", "data", "fsdp", "tensor")}
+            ones = dict.fromkeys(sizes, 1)
+            work = flops(config)
+            fits = total <= place.chip.hbm
+            return program.Compiled(kind, fits, {"all": total}, total, 0.0, sizes, ones, work, work, 0, [], 0.1)
+
+        monkeypatch.setattr(program, "compile_step", compile_step)
+        return seen
+
+    return use
+
+
+def test_the_largest_batch_that_fits_is_found_by_halving(config, compiled):
+    compiled(lambda c: c.batch_size * 2**26)  # 64 MiB an example: 256 of them are 16 GiB
+    assert plan.largest_batch(config, SLICE, 100) == 256
+
+
+def test_no_batch_may_fit_at_all(config, compiled):
+    compiled(lambda c: 2**40, refuse=lambda c: c.batch_size < 64)
+    assert plan.largest_batch(config, SLICE, 100) == 0
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    monkeypatch.setattr(plan, "FLAGS", types.SimpleNamespace(json=True, clips=None))
+
+
+def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_only(config, compiled, flags, capsys):
+    # Tensor parallelism saves memory and, here, takes twice the work.
+    need = lambda c: c.batch_size * 2**26 / (2 if c.model.remat == "full" else 1) / c.mesh.tensor
+    seen = compiled(need, lambda c: c.batch_size * 1e12 * c.mesh.tensor)
+    config.batch_size = 256
+    assert plan.search(config, SLICE, 100) == 0
+    assert all(math.prod(c.mesh[axis] for axis in ("replica", "data", "fsdp", "tensor")) == 16 for c in seen)
+    assert {c.model.remat for c in seen} == {"none", "dots", "full"} and {c.batch_size for c in seen} == {256, 512}
+    lines = capsys.readouterr().out.splitlines()
+    ranked = [line for line in lines if line.startswith("batch ")]
+    rates = [float(line[48:].split()[0].replace(",", "")) for line in ranked]
+    assert rates == sorted(rates, reverse=True) and "tensor 4" in ranked[-1]
+    assert not [line for line in ranked if "batch 512, remat none" in line and "tensor" not in line]
+    tried = json.loads(lines[-1])["search"]
+    assert len(tried) > len(ranked) and {one["fits"] for one in tried} == {True, False}
+
+
+def test_a_search_in_which_nothing_fits_is_a_failure(config, compiled, flags):
+    compiled(lambda c: 2**40)
+    assert plan.search(config, SLICE, 100) == 1
+
+
+def test_a_search_on_a_cpu_is_refused(config):
+    with pytest.raises(UserError, match="known peaks"):
+        plan.search(config, topology.Topology("cpu:8", [object()] * 8, None), 100)
