@@ -149,8 +149,12 @@ def compare(size: str, batch_size: int, steps: int, changes: dict[str, Any]) -> 
     return result
 
 
-def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
-    """VideoMAE-base pre-training, forward and backward, ours against `transformers`', in turn."""
+def versus_transformers(batch_size: int, steps: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """VideoMAE-base pre-training, forward and backward, ours against `transformers`', in turn, on the same device.
+
+    Args:
+      changes: to our config; with `compute_dtype` bfloat16 theirs runs under autocast to it.
+    """
     try:
         import torch
         import transformers
@@ -159,7 +163,7 @@ def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
             f"--versus transformers needs torch and transformers ({error}): pip install -e .[versus]"
         ) from None
 
-    changes = {
+    videomae = {
         "input.frames": 16,
         "model.vision.tubelet": 2,
         "model.vision.attention": "joint",
@@ -172,21 +176,24 @@ def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
         "loss.vtm": 0.0,
         "loss.mlm": 0.0,
     }
-    ours = Step("base", batch_size, changes)
+    ours = Step("base", batch_size, {**videomae, **(changes or {})})
     setup = state_lib.setup(ours.config, WORDS, ours.mesh, 1000)
     loss = lambda params, batch: state_lib.merge(setup, params).loss(batch, jax.random.key(0)).loss
     gradient = jax.jit(jax.value_and_grad(loss))
     ours_flops = flops.count(gradient, ours.state.params, ours.batch).matmul
 
     sdpa: dict[str, Any] = {"attn_implementation": "sdpa"}
-    theirs = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**sdpa))
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    half = ours.config.compute_dtype == "bfloat16"
+    theirs: Any = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**sdpa))
+    theirs.to(device)
     theirs.train()
-    pixels = torch.randn(batch_size, 16, 3, 224, 224)
+    pixels = torch.randn(batch_size, 16, 3, 224, 224, device=device)
     # The same tube mask ratio; which patches are hidden changes no shape.
     hidden = round(0.9 * 196)
     frame = torch.zeros(196, dtype=torch.bool)
     frame[torch.randperm(196)[:hidden]] = True
-    mask = frame.repeat(8)[None].expand(batch_size, -1)
+    mask = frame.repeat(8)[None].expand(batch_size, -1).to(device)
 
     def run_ours():
         with sharding.use_mesh(ours.mesh):
@@ -194,7 +201,11 @@ def versus_transformers(batch_size: int, steps: int) -> dict[str, Any]:
 
     def run_theirs():
         theirs.zero_grad()
-        theirs(pixels, bool_masked_pos=mask).loss.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = theirs(pixels, bool_masked_pos=mask).loss
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
     for i in range(steps + 1):
