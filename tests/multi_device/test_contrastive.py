@@ -1,19 +1,10 @@
-"""The similarities of a batch on eight devices, a few rows at a time: the plain loss and gradient, no B x B.
+"""The similarities of a batch on eight devices, a few rows at a time: the plain loss and gradient, no B x B."""
 
-JAX fixes the number of devices when it starts, so this runs in a process of its own.
-"""
-
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
 B, E, ROWS = 256, 4, 8
 MESHES = {"data=8": (1, 8, 1, 1), "data=2, fsdp=2, tensor=2": (1, 2, 2, 2)}
 
@@ -58,20 +49,8 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(eight_devices):
-    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
-    job = {"batch": B, "width": E, "rows": ROWS, "meshes": MESHES}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps(job),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def results(on_eight_devices):
+    return on_eight_devices(SCRIPT, {"batch": B, "width": E, "rows": ROWS, "meshes": MESHES})
 
 
 @pytest.mark.slow

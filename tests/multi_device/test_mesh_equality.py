@@ -1,14 +1,6 @@
-"""The same losses on one device and on any mesh of eight, and parameters that lie where the rules put them.
-
-JAX fixes the number of devices when it starts, so the steps run in a process of their own.
-"""
+"""The same losses on one device and on any mesh of eight, and parameters that lie where the rules put them."""
 
 import concurrent.futures
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +8,6 @@ import pytest
 from vlp_jax import config as config_lib
 from vlp_jax import validation
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 3
 MESHES = {
     "one device": {},
@@ -105,11 +96,10 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(tiny_config, fake_tokenizer, eight_devices):
+def results(tiny_config, fake_tokenizer, on_eight_devices):
     configs = {name: tiny_config({**CHANGES, **changes}) for name, changes in RECIPES.items()}
     for config in configs.values():
         validation.validate(config)
-    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
 
     def run(cases):
         texts = {name: config_lib.to_json(config) for name, config in configs.items()}
@@ -118,23 +108,14 @@ def results(tiny_config, fake_tokenizer, eight_devices):
             "tokenizer": vars(fake_tokenizer),
             "steps": STEPS,
         }
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            input=json.dumps(job),
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        return on_eight_devices(SCRIPT, job)
 
     # Compiling keeps one core busy: two processes share the cases.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         done = list(pool.map(run, (CASES[::2], CASES[1::2])))
     found: dict = {}
-    for process in done:
-        assert process.returncode == 0, process.stderr[-3000:]
-        found |= json.loads(process.stdout.splitlines()[-1])
+    for part in done:
+        found |= part
     return {tuple(case.split("|")): result for case, result in found.items()}
 
 

@@ -3,15 +3,7 @@
 JAX fixes the number of devices when it starts, so the evaluators run in a process of their own.
 """
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 SCRIPT = """
 import json
@@ -57,13 +49,8 @@ print(json.dumps(out))
 
 
 @pytest.mark.slow
-def test_results_on_eight_devices_are_those_of_one(eight_devices):
-    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+def test_results_on_eight_devices_are_those_of_one(on_eight_devices):
+    results = on_eight_devices(SCRIPT)
     for kind, questions in (("question_answering", 40), ("multiple_choice", 40), ("classification", 5)):
         one, eight = results[f"{kind} on 1"], results[f"{kind} on 8"]
         assert one["questions"] == questions and one["undecodable"] == 0

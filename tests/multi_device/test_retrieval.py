@@ -1,22 +1,13 @@
-"""Ranking and matching on one device and on eight: the same numbers, and no clip's tokens between devices.
+"""Ranking and matching on one device and on eight: the same numbers, and no clip's tokens between devices."""
 
-JAX fixes the number of devices when it starts, so this runs in a process of its own.
-"""
-
-import json
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from vlp_jax import config as config_lib
 
-ROOT = pathlib.Path(__file__).parents[2]
 MESHES = {"one device": {}, "data=8": {"data": 8}, "data=2, fsdp=2, tensor=2": {"data": 2, "fsdp": 2, "tensor": 2}}
 
 SCRIPT = """
@@ -92,20 +83,9 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(tiny_config, fake_tokenizer, eight_devices):
-    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
+def results(tiny_config, fake_tokenizer, on_eight_devices):
     job = {"config": config_lib.to_json(tiny_config()), "meshes": MESHES, "tokenizer": vars(fake_tokenizer)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps(job),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_eight_devices(SCRIPT, job)
 
 
 @pytest.mark.slow

@@ -1,19 +1,10 @@
-"""Rows that go from device to device, and rows that stay, on eight devices: NumPy's own indexing and its gradient.
+"""Rows that go from device to device, and rows that stay, on eight devices: NumPy's own indexing and its gradient."""
 
-JAX fixes the number of devices when it starts, so this runs in a process of its own.
-"""
-
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
 B, P, D = 32, 64, 4
 MESHES = {"one device": (1, 1, 1, 1), "data=8": (1, 8, 1, 1), "replica=2, fsdp=2, tensor=2": (2, 1, 2, 2)}
 
@@ -76,19 +67,8 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def results(eight_devices):
-    environment = {**os.environ, **eight_devices, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps({"rows": B, "taken": P, "width": D, "meshes": MESHES}),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def results(on_eight_devices):
+    return on_eight_devices(SCRIPT, {"rows": B, "taken": P, "width": D, "meshes": MESHES})
 
 
 def check(results, mesh, name, index):
