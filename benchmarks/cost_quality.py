@@ -48,11 +48,19 @@ MARKER = "<!-- cost_quality -->"
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training run of a system: a config, and its share of the system's steps."""
+    """One training run of a system: a config, its share of the system's steps, and changes to the config."""
 
     config: str
     share: float = 1.0
+    changes: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def name(self) -> str:
+        return " ".join([self.config, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.changes)])
+
+
+FINE: tuple[tuple[str, Any], ...] = (("model.vision.patch_size", 4),)
+MASKED_FINE = (*FINE, ("model.masking.ratio", 0.6))
 
 SYSTEMS: dict[str, tuple[Stage, ...]] = {
     "SMAUG": (Stage("smaug.py:small_stage1", 2 / 3), Stage("smaug.py:small_stage2", 1 / 3)),
@@ -61,7 +69,18 @@ SYSTEMS: dict[str, tuple[Stage, ...]] = {
     # Their second stages alone, from random parameters.
     "SMAUG 4 frames": (Stage("smaug.py:small"),),
     "Singularity 4 frames": (Stage("singularity.py:small_stage2"),),
+    # As many patches a frame as the paper has, of whose steps text is a small part.
+    "SMAUG, 256 patches": (
+        Stage("smaug.py:small_stage1", 2 / 3, MASKED_FINE),
+        Stage("smaug.py:small_stage2", 1 / 3, MASKED_FINE),
+    ),
+    "Singularity, 256 patches": (
+        Stage("singularity.py:small_stage1", 2 / 3, FINE),
+        Stage("singularity.py:small_stage2", 1 / 3, FINE),
+    ),
 }
+# Whose times to a mark are compared.
+RIVALS = (("SMAUG", "Singularity"), ("SMAUG, 256 patches", "Singularity, 256 patches"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,25 +102,25 @@ class Plan:
 def load_config(stage: Stage, data: str) -> Any:
     file, _, argument = stage.config.partition(":")
     config = importlib.import_module(f"configs.{file.removesuffix('.py')}").get_config(argument)
-    changes = {"input.path": data, "input.tokenizer": f"{data}/tokenizer.model"}
-    config = config_lib.update(config, {**changes, "epochs": 0.0, "steps": PLANNED})
+    where = {"input.path": data, "input.tokenizer": f"{data}/tokenizer.model"}
+    config = config_lib.update(config, {**dict(stage.changes), **where, "epochs": 0.0, "steps": PLANNED})
     validation.validate(config)
     return config
 
 
 def measure_speeds(path: pathlib.Path, systems: list[str], data: str, rounds: int) -> dict[str, Speeds]:
-    """Config name -> the fastest of `rounds` measurements, those that `path` holds included."""
+    """Stage's name -> the fastest of `rounds` measurements, those that `path` holds included."""
     known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
-    stages = {stage.config: stage for system in systems for stage in SYSTEMS[system]}
+    stages = {stage.name: stage for system in systems for stage in SYSTEMS[system]}
     for count, stage in itertools.product(range(1, rounds + 1), stages.values()):
-        measured = known.setdefault(stage.config, [])
+        measured = known.setdefault(stage.name, [])
         if len(measured) < count:
             speeds = Run(load_config(stage, data), PLANNED).speeds()
             jax.clear_caches()
             measured.append(dataclasses.asdict(speeds))
             write_atomically(path, json.dumps(known, indent=1).encode())
             print(
-                f"{stage.config:28} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked "
+                f"{stage.name:28} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked "
                 f"{speeds.unmasked:.3f}; {speeds.flops / 1e9:.1f} GFLOP",
                 flush=True,
             )
@@ -116,7 +135,7 @@ def make_plan(system: str, budget: int, seed: int, speeds: dict[str, Speeds]) ->
         return tuple(max(1, round(stage.share * steps)) for stage in stages)
 
     def seconds(steps: int) -> float:
-        return sum(speeds[stage.config].seconds(n, n) for stage, n in zip(stages, split(steps)))
+        return sum(speeds[stage.name].seconds(n, n) for stage, n in zip(stages, split(steps)))
 
     steps = 1
     while seconds(steps + 1) <= budget:
@@ -130,6 +149,7 @@ def train(plan: Plan, out: pathlib.Path, data: str) -> None:
     every = math.ceil(sum(plan.steps) / POINTS)
     for stage, steps, workdir in zip(SYSTEMS[plan.system], plan.steps, plan.workdirs(out)):
         values = {
+            **dict(stage.changes),
             "input.path": data,
             "input.tokenizer": f"{data}/tokenizer.model",
             "epochs": 0.0,
@@ -175,7 +195,7 @@ def on_the_way(plan: Plan, out: pathlib.Path, speeds: dict[str, Speeds]) -> list
     """`(seconds, R@1 of the validation split)` during a run."""
     points, before = [], 0.0
     for stage, steps, workdir in zip(SYSTEMS[plan.system], plan.steps, plan.workdirs(out)):
-        speed = speeds[stage.config]
+        speed = speeds[stage.name]
         for line in read_metrics(workdir):
             if "validation/text_to_video/R1" in line:
                 mean = (line["validation/text_to_video/R1"] + line["validation/video_to_text/R1"]) / 2
@@ -239,7 +259,7 @@ def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> t
                 "budget": plan.budget,
                 "seed": plan.seed,
                 "steps": sum(plan.steps),
-                "flops": sum(speeds[stage.config].total_flops(n, n) for stage, n in stages),
+                "flops": sum(speeds[stage.name].total_flops(n, n) for stage, n in stages),
                 "R@1": recall_at_1(test),
                 "intervals": [test["intervals"][f"{d}/R@1"] for d in ("text_to_video", "video_to_text")],
                 "compositional": recall_at_1(evaluated(workdir, steps, "test_compositional")),
@@ -258,15 +278,17 @@ def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> t
     for row in rows:
         ends.setdefault(row["system"], {}).setdefault(row["budget"], []).append(row["R@1"])
     lines += ["", "R@1 is the mean of both directions.", ""]
-    lines += [line for mark in MARKS if (line := mark_line(mark, ends.get("SMAUG", {}), ends.get("Singularity", {})))]
+    for ours, theirs in RIVALS:
+        pair = (ours, ends.get(ours, {})), (theirs, ends.get(theirs, {}))
+        lines += [line for mark in MARKS if (line := mark_line(mark, *pair))]
     return "\n".join(lines), rows
 
 
-def mark_line(mark: float, ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> str:
+def mark_line(mark: float, ours: tuple[str, dict[int, list[float]]], theirs: tuple[str, dict[int, list[float]]]) -> str:
     """What both need to reach a mark, and the ratio; '' for marks that neither's curve holds.
 
     Args:
-      ours, theirs: as `ends` of `time_to`.
+      ours, theirs: name, and `ends` as of `time_to`.
     """
 
     def said(ends):
@@ -277,17 +299,19 @@ def mark_line(mark: float, ours: dict[int, list[float]], theirs: dict[int, list[
             return None, f"under {min(ends)} s"
         return None, "not reached"
 
-    (own, own_text), (other, other_text) = said(ours), said(theirs)
+    (own, own_text), (other, other_text) = said(ours[1]), said(theirs[1])
     if own is None and other is None:
         return ""
     ratio = "none"
     if own and other:
         ratio = f"{other / own:.2f}"
     elif other and own_text.startswith("under"):
-        ratio = f"over {other / min(ours):.2f}"
+        ratio = f"over {other / min(ours[1]):.2f}"
     elif own and other_text.startswith("under"):
-        ratio = f"under {min(theirs) / own:.2f}"
-    return f"    time to R@1 = {mark:g}: SMAUG {own_text}, Singularity {other_text}, ratio {ratio}"
+        ratio = f"under {min(theirs[1]) / own:.2f}"
+    elif own and theirs[1]:
+        ratio = f"over {max(theirs[1]) / own:.2f}"
+    return f"    time to R@1 = {mark:g}: {ours[0]} {own_text}, {theirs[0]} {other_text}, ratio {ratio}"
 
 
 def replace_section(path: pathlib.Path, marker: str, text: str) -> None:

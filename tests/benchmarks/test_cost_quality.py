@@ -39,9 +39,9 @@ def test_seconds_and_flops_of_a_run_by_hand():
 @pytest.mark.parametrize("budget", [60, 900])
 def test_a_plan_fills_its_budget_and_one_step_more_would_not_fit(system, budget):
     stages = cost_quality.SYSTEMS[system]
-    speeds = {stage.config: dataclasses.replace(SPEEDS, cached=0.3 + 0.2 * i) for i, stage in enumerate(stages)}
+    speeds = {stage.name: dataclasses.replace(SPEEDS, cached=0.3 + 0.2 * i) for i, stage in enumerate(stages)}
     plan = cost_quality.make_plan(system, budget, 0, speeds)
-    seconds = sum(speeds[stage.config].seconds(n, n) for stage, n in zip(stages, plan.steps))
+    seconds = sum(speeds[stage.name].seconds(n, n) for stage, n in zip(stages, plan.steps))
     assert budget - 2 * 1.0 < seconds <= budget
     for stage, n in zip(stages, plan.steps):
         assert n == pytest.approx(stage.share * sum(plan.steps), abs=1)
@@ -74,10 +74,20 @@ def test_the_time_to_a_mark_is_interpolated_in_log_seconds_between_runs_and_neve
 )
 def test_a_marks_line_says_what_lies_outside_the_curves(mark, said):
     ours, theirs = {100: [10.0], 400: [28.0, 32.0]}, {400: [15.0], 800: [20.0], 1600: [40.0]}
-    assert cost_quality.mark_line(mark, ours, theirs) == f"    time to R@1 = {mark}: {said}"
-    assert cost_quality.mark_line(90, ours, theirs) == ""
+    line = lambda mark: cost_quality.mark_line(mark, ("SMAUG", ours), ("Singularity", theirs))
+    assert line(mark) == f"    time to R@1 = {mark}: {said}"
+    assert line(90) == ""
 
 
 def test_a_mark_below_our_first_run_bounds_the_ratio_from_below():
-    line = cost_quality.mark_line(12, {100: [15.0], 200: [30.0]}, {200: [10.0], 400: [20.0]})
+    theirs = "Singularity", {200: [10.0], 400: [20.0]}
+    line = cost_quality.mark_line(12, ("SMAUG", {100: [15.0], 200: [30.0]}), theirs)
     assert line.endswith("SMAUG under 100 s, Singularity 230 s, ratio over 2.30")
+    line = cost_quality.mark_line(25, ("SMAUG", {100: [15.0], 200: [35.0]}), theirs)
+    assert line.endswith("SMAUG 141 s, Singularity not reached, ratio over 2.83")
+
+
+def test_a_stages_name_tells_its_changes_apart():
+    names = [stage.name for stages in cost_quality.SYSTEMS.values() for stage in stages]
+    assert len(set(names)) == len({(s.config, s.changes) for stages in cost_quality.SYSTEMS.values() for s in stages})
+    assert "smaug.py:small_stage1 patch_size=4 ratio=0.6" in names
