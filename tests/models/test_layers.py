@@ -117,3 +117,50 @@ def test_a_width_not_divisible_by_4_is_refused():
 def test_compute_dtype():
     assert layers.compute_dtype("float32") == jnp.float32
     assert layers.compute_dtype("bfloat16") == jnp.bfloat16
+
+
+def plain_norm(x, scale, bias):
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + bias
+
+
+RNG = np.random.default_rng(0)
+X = (2 * RNG.normal(size=(3, 5, 16)) + 0.5).astype(np.float32)
+SCALE, BIAS = RNG.normal(size=(2, 16)).astype(np.float32)
+LEAN = {
+    "norm": (lambda *args: layers._normalise(*args, 1e-6), plain_norm, (X, SCALE, BIAS)),
+    "gelu": (layers.gelu, lambda x: jax.nn.gelu(x, approximate=False), (4 * X,)),
+    "softmax": (lambda x: layers.softmax(x, jnp.float32), lambda x: jax.nn.softmax(x, axis=-1), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_functions_with_gradients_of_their_own_have_those_of_autodiff(name):
+    ours, plain, args = LEAN[name]
+    g = RNG.normal(size=X.shape).astype(np.float32)
+    value = lambda fn: lambda *args: (fn(*args) * g).sum()
+    every = tuple(range(len(args)))
+    np.testing.assert_allclose(ours(*args), plain(*args), rtol=1e-5, atol=1e-5)
+    for got, expected in zip(jax.grad(value(ours), every)(*args), jax.grad(value(plain), every)(*args)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_a_backward_pass_keeps_one_array_of_the_inputs_shape_in_its_own_precision(name):
+    ours, _, args = LEAN[name]
+    args = (args[0].astype(jnp.bfloat16), *args[1:])
+    if name == "softmax":  # its logits are float32 whatever the weights are
+        ours, args = lambda x: layers.softmax(x, jnp.bfloat16), (X,)
+    _, backward = jax.vjp(ours, *args)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if hasattr(leaf, "shape") and leaf.shape == X.shape]
+    assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
+
+
+def test_the_norm_is_flaxs(build_module):
+    ours = build_module(layers.norm, 16, dtype=jnp.float32)
+    theirs = nnx.LayerNorm(16, epsilon=1e-6, use_fast_variance=False, rngs=nnx.Rngs(0))
+    for module in (ours, theirs):
+        module.scale[...], module.bias[...] = SCALE, BIAS
+    np.testing.assert_allclose(ours(X), theirs(X), rtol=1e-5, atol=1e-5)

@@ -85,7 +85,7 @@ class AnswerClassifier(nnx.Module):
 
     def __call__(self, cls_PxD):
         """`[P, D]` -> float32 logits `[P, C]`."""
-        x = self.norm_hidden(jax.nn.gelu(self.hidden(cls_PxD), approximate=False))
+        x = self.norm_hidden(layers.gelu(self.hidden(cls_PxD)))
         return self.out(x.astype(jnp.float32))
 
 

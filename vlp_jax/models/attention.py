@@ -30,7 +30,7 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
     logits = jnp.einsum("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BxUxAxDh.dtype)
+    weights = layers.softmax(logits, v_BxUxAxDh.dtype)
     return jnp.einsum("basu,buad->bsad", weights, v_BxUxAxDh)
 
 

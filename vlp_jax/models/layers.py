@@ -1,5 +1,6 @@
 """The small parts every tower is made of, and the scan over stacked layers."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -37,9 +38,87 @@ def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype,
     )
 
 
-def norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the last axis with statistics in float32, of which a backward pass keeps the input alone.
+
+    By itself autodiff keeps several float32 arrays of the input's shape for it, which in bfloat16 are most of what a
+    block keeps, and of the time that it takes to write and read it.
+    """
+
+    def __call__(self, x):
+        return _normalise(x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x, scale, bias, epsilon):
+    return _normalise_forward(x, scale, bias, epsilon)[0]
+
+
+def _standardise(x, epsilon):
+    """`((x - mean) / deviation, 1 / deviation)`, float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)
+    return x * inverse, inverse
+
+
+def _normalise_forward(x, scale, bias, epsilon):
+    out = (_standardise(x, epsilon)[0] * scale + bias).astype(x.dtype)
+    return out, (x, scale)
+
+
+def _normalise_backward(epsilon, kept, g):
+    x, scale = kept
+    unit, inverse = _standardise(x, epsilon)
+    g = g.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    g_scale, g_bias = (g * unit).sum(rows), g.sum(rows)
+    g = g * scale
+    g_x = inverse * (g - g.mean(-1, keepdims=True) - unit * (g * unit).mean(-1, keepdims=True))
+    return g_x.astype(x.dtype), g_scale.astype(scale.dtype), g_bias.astype(scale.dtype)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def norm(width: int, *, dtype, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with statistics in float32."""
-    return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+
+@jax.custom_vjp
+def gelu(x):
+    """Exact (erf) GELU, of which a backward pass keeps the input alone."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, g):
+    x32 = x.astype(jnp.float32)
+    below = 0.5 * jax.lax.erfc(-x32 * 0.5**0.5)  # of the normal distribution, up to x
+    density = jnp.exp(-0.5 * x32 * x32) * (2 * np.pi) ** -0.5
+    return (((below + x32 * density) * g.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(logits, dtype):
+    """Softmax over the last axis of float32 logits, cast to `dtype`; a backward pass keeps the cast weights alone."""
+    return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _softmax_forward(logits, dtype):
+    weights = softmax(logits, dtype)
+    return weights, weights
+
+
+def _softmax_backward(dtype, weights, g):
+    w, g = weights.astype(jnp.float32), g.astype(jnp.float32)
+    return (w * (g - (w * g).sum(-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class Mlp(nnx.Module):
@@ -51,7 +130,7 @@ class Mlp(nnx.Module):
         self.down = dense(hidden, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(gelu(self.up(x)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:

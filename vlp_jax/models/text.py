@@ -50,6 +50,6 @@ class WordHead(nnx.Module):
 
     def __call__(self, x, embedding_VxD):
         """`[..., D]` -> float32 logits `[..., V]`."""
-        x = self.norm(jax.nn.gelu(self.transform(x), approximate=False))
+        x = self.norm(layers.gelu(self.transform(x)))
         logits = jnp.einsum("...d,vd->...v", x, embedding_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.bias[...]
