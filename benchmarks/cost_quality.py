@@ -43,6 +43,7 @@ from vlp_jax.telemetry.writers import read_metrics
 PLANNED = 1000  # length of the run whose first steps are timed; its schedule does not matter
 POINTS = 10  # measurements of the validation split on the way
 MARKS = tuple(range(10, 100, 10))
+BOOTSTRAP = 1000  # resamples behind an interval
 MARKER = "<!-- cost_quality -->"
 
 
@@ -182,7 +183,8 @@ def evaluated(workdir: pathlib.Path, steps: int, split: str) -> dict[str, Any]:
     path = workdir / "evaluation" / f"retrieval_{split}_{steps}.json"
     if not path.exists():
         command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", "--task=retrieval"]
-        call([*command, f"--split={split}"], workdir.with_suffix(".log"))
+        # The runs themselves were told to draw no intervals on the way.
+        call([*command, f"--split={split}", f"--bootstrap={BOOTSTRAP}"], workdir.with_suffix(".log"))
     return json.loads(path.read_text())
 
 

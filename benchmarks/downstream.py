@@ -14,7 +14,7 @@ import pathlib
 import sys
 from typing import Any
 
-from benchmarks.cost_quality import SYSTEMS, Plan, call, replace_section
+from benchmarks.cost_quality import BOOTSTRAP, SYSTEMS, Plan, call, replace_section
 from vlp_jax import launch
 from vlp_jax.files import write_atomically
 
@@ -52,7 +52,7 @@ def measure(start: pathlib.Path, out: pathlib.Path, seed: int, data: str) -> dic
         "multiple choice, zero-shot": ("--task=multiple_choice", "--split=mc_test"),
     }.items():
         files[column] = out / f"{start.name}-zero_shot-{flags[0].partition('=')[2]}.json"
-        evaluate(start, files[column], *flags, f"--input_path={data}")
+        evaluate(start, files[column], *flags, f"--input_path={data}", f"--bootstrap={BOOTSTRAP}")
     for task in TUNED:
         workdir = out / f"{start.name}-{task}"
         files[f"{task.replace('_', ' ')}, fine-tuned"] = result = out / f"{workdir.name}.json"
