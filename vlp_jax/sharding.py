@@ -70,6 +70,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
     return Mesh(order, AXES, axis_types=auto)
 
 
+def first_device(mesh: Mesh) -> Mesh:
+    """The mesh of its first device alone."""
+    return Mesh(mesh.devices.reshape(-1)[:1].reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def _slice(device: Any) -> int:
     """The slice of TPUs or host of GPUs that a device is in; of GPUs that are not there, the process is the host."""
     return getattr(device, "slice_index", device.process_index if device.platform == "gpu" else 0)

@@ -159,8 +159,10 @@ class StepFlops:
         if new:
             shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
             step, good = state_lib.train_step(self._run, masked), jax.ShapeDtypeStruct((), bool)
-            with sharding.use_mesh(self._run.mesh):
-                self._known[key] = flops.count(step, self._run.abstract, jax.tree.map(shape, batch), good)
+            # On one device, whatever the run's mesh: what several compute twice belongs to no model.
+            with sharding.use_mesh(sharding.first_device(self._run.mesh)):
+                state = jax.tree.map(shape, self._run.abstract)
+                self._known[key] = flops.count(step, state, jax.tree.map(shape, batch), good)
         return self._known[key], new
 
 

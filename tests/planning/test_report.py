@@ -2,14 +2,12 @@
 
 import json
 import math
-import types
 
 import pytest
 
 from configs import smaug
 from vlp_jax import config as config_lib
-from vlp_jax import plan
-from vlp_jax.planning import program, topology
+from vlp_jax.planning import program, report, topology
 from vlp_jax.telemetry.chips import CHIPS
 from vlp_jax.types import UserError
 
@@ -46,25 +44,20 @@ def compiled(monkeypatch):
 
 def test_the_largest_batch_that_fits_is_found_by_halving(config, compiled):
     compiled(lambda c: c.batch_size * 2**26)  # 64 MiB an example: 256 of them are 16 GiB
-    assert plan.largest_batch(config, SLICE, 100) == 256
+    assert report.largest_batch(config, SLICE, 100) == 256
 
 
 def test_no_batch_may_fit_at_all(config, compiled):
     compiled(lambda c: 2**40, refuse=lambda c: c.batch_size < 64)
-    assert plan.largest_batch(config, SLICE, 100) == 0
+    assert report.largest_batch(config, SLICE, 100) == 0
 
 
-@pytest.fixture
-def flags(monkeypatch):
-    monkeypatch.setattr(plan, "FLAGS", types.SimpleNamespace(json=True, clips=None))
-
-
-def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_only(config, compiled, flags, capsys):
+def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_only(config, compiled, capsys):
     # Tensor parallelism saves memory and, here, takes twice the work.
     need = lambda c: c.batch_size * 2**26 / (2 if c.model.remat == "full" else 1) / c.mesh.tensor
     seen = compiled(need, lambda c: c.batch_size * 1e12 * c.mesh.tensor)
     config.batch_size = 256
-    assert plan.search(config, SLICE, 100) == 0
+    assert report.search(config, SLICE, 100, None, True)
     assert all(math.prod(c.mesh[axis] for axis in ("replica", "data", "fsdp", "tensor")) == 16 for c in seen)
     assert {c.model.remat for c in seen} == {"none", "dots", "full"} and {c.batch_size for c in seen} == {256, 512}
     lines = capsys.readouterr().out.splitlines()
@@ -76,11 +69,11 @@ def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_onl
     assert len(tried) > len(ranked) and {one["fits"] for one in tried} == {True, False}
 
 
-def test_a_search_in_which_nothing_fits_is_a_failure(config, compiled, flags):
+def test_a_search_in_which_nothing_fits_is_a_failure(config, compiled):
     compiled(lambda c: 2**40)
-    assert plan.search(config, SLICE, 100) == 1
+    assert not report.search(config, SLICE, 100, None, True)
 
 
 def test_a_search_on_a_cpu_is_refused(config):
     with pytest.raises(UserError, match="known peaks"):
-        plan.search(config, topology.Topology("cpu:8", [object()] * 8, None), 100)
+        report.search(config, topology.Topology("cpu:8", [object()] * 8, None), 100, None, False)
