@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import threading
+import time
 
 import fsspec
 import jax.numpy as jnp
@@ -169,6 +171,50 @@ def test_a_store_that_fails_is_tried_again_and_is_an_error_at_the_end(tmp_path, 
             one.finish()
     one.finish()
     assert steps(store()) == ["000000001"]
+
+
+def test_what_is_written_while_the_thread_sends_is_sent_at_the_end(tmp_path, store, monkeypatch):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1)
+    fs, sending = type(one._fs), threading.Event()
+    put = fs.put_file
+
+    def slow(self, *args, **kwargs):
+        sending.set()
+        time.sleep(0.05)
+        put(self, *args, **kwargs)
+
+    monkeypatch.setattr(fs, "put_file", slow)
+    one.start()
+    one.notify()
+    assert sending.wait(10)
+    (tmp_path / "one" / "metrics.jsonl").write_text("last\n")
+    one.finish()
+    assert store()["metrics.jsonl"] == b"last\n"
+
+
+def test_an_evaluation_elsewhere_sends_its_results_and_touches_nothing_else(tmp_path, store):
+    trained = opened(tmp_path / "trained")
+    save(tmp_path / "trained", 1, 2)
+    (tmp_path / "trained" / "metrics.jsonl").write_text("1\n2\n")
+    trained.finish()
+    there = mirror.Mirror(ADDRESS, tmp_path / "there", only="evaluation/")
+    there.fetch()
+    # Meanwhile the run goes on.
+    save(tmp_path / "trained", 3)
+    (tmp_path / "trained" / "metrics.jsonl").write_text("1\n2\n3\n")
+    trained.finish()
+    before = store()
+    (tmp_path / "there" / "evaluation").mkdir()
+    (tmp_path / "there" / "evaluation" / "result.json").write_text("{}")
+    there.finish()
+    assert store() == before | {"evaluation/result.json": b"{}"}
+
+
+def test_an_evaluation_of_an_address_without_a_run_is_refused_and_makes_none(tmp_path, store):
+    with pytest.raises(UserError, match="holds no run"):
+        mirror.Mirror(ADDRESS, tmp_path / "there", only="evaluation/").fetch()
+    assert store() == {}
 
 
 def test_two_runs_are_never_mixed(tmp_path, store):

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
             f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
             "alone, with --distributed=off"
         )
-    with launch.open_workdir(FLAGS.workdir, say) as (workdir, _):
+    with launch.open_workdir(FLAGS.workdir, say, only="evaluation/") as (workdir, _):
         evaluate(workdir, step)
 
 

@@ -49,8 +49,13 @@ def join_processes() -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def open_workdir(text: str, say: Callable[[str], None]) -> Iterator[tuple[pathlib.Path, mirror_lib.Mirror | None]]:
+def open_workdir(
+    text: str, say: Callable[[str], None], only: str = ""
+) -> Iterator[tuple[pathlib.Path, mirror_lib.Mirror | None]]:
     """The folder that --workdir names; of an address in a store its folder here, fetched now and sent at the end.
+
+    Args:
+      only: as of `mirror.Mirror`.
 
     Raises:
       UserError: several processes, of which each would have a folder of its own; as `mirror.Mirror`.
@@ -64,7 +69,7 @@ def open_workdir(text: str, say: Callable[[str], None]) -> Iterator[tuple[pathli
             "address in a store is for one process"
         )
     folder = mirror_lib.staging(text)
-    mirror = mirror_lib.Mirror(text, folder)
+    mirror = mirror_lib.Mirror(text, folder, only)
     mirror.fetch()
     say(f"{text} is kept in {folder} and sent from there")
     mirror.start()

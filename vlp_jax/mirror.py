@@ -6,8 +6,9 @@ Object stores cannot rename a folder at once, which checkpoints rely on, so the 
 - At the start, what the store has and the folder lacks is fetched: of the checkpoints the newest whose files are as
   its manifest says.
 - After each commit of a checkpoint a thread sends what is new, the manifest of a checkpoint last: a checkpoint that is
-  half there has none, and does not exist. Then steps go that the folder no longer has. What cannot be sent is said and
-  tried again at the next commit; at the end of the run it is an error.
+  half there has none, and does not exist. Then steps go that are below all of the folder. What cannot be sent is said
+  and tried again at the next commit; at the end of the run it is an error.
+- An evaluation sends its results alone: the run may be trained elsewhere meanwhile.
 
 Both hold a file `run_id`. A folder and a store of different runs are never mixed: that is an error, too.
 """
@@ -20,6 +21,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import fsspec
@@ -55,13 +57,14 @@ class Mirror:
     Args:
       address: such as gs://BUCKET/runs/base.
       folder: of this machine; `staging(address)`.
+      only: sends what is below this subfolder, removes nothing, and makes no new run; '' sends the whole run.
 
     Raises:
       UserError: the store cannot be reached, or there is no package for it.
     """
 
-    def __init__(self, address: str, folder: pathlib.Path):
-        self.address, self.folder = address.rstrip("/"), folder
+    def __init__(self, address: str, folder: pathlib.Path, only: str = ""):
+        self.address, self.folder, self._only = address.rstrip("/"), folder, only
         self._sent: dict[str, tuple[int, int]] = {}  # path -> size and time of change of what the store has
         self._problem: UserError | None = None
         self._wanted, self._ended = threading.Event(), False
@@ -88,6 +91,8 @@ class Mirror:
         there = self._listing()
         own = self.folder / _RUN_ID
         if _RUN_ID not in there:
+            if self._only:
+                raise UserError(f"--workdir={self.address} holds no run: expected the address that one was trained at")
             if own.exists():
                 raise UserError(
                     f"{self.folder} holds a run at --workdir={self.address}, where there is none: to send it there, "
@@ -131,8 +136,8 @@ class Mirror:
         if self._thread:
             self._thread.join()
             self._thread = None
-        else:
-            self._attempt()
+        # Once more: the thread may have listed the folder before the last files were there.
+        self._attempt()
         if self._problem is not None:
             raise self._problem
 
@@ -155,7 +160,7 @@ class Mirror:
 
     def _send(self) -> None:
         here = self._here()
-        new = [name for name, state in here.items() if self._sent.get(name) != state]
+        new = [n for n, state in here.items() if n.startswith(self._only) and self._sent.get(n) != state]
         for name in sorted(new, key=lambda name: name.endswith(_MANIFEST)):
             try:
                 data = self.folder / name
@@ -163,10 +168,14 @@ class Mirror:
             except FileNotFoundError:
                 continue  # a step that was discarded meanwhile; its manifest, too, is gone and not sent
             self._sent[name] = here[name]
-        steps = {m[0] for m in map(_STEP.match, here) if m}
-        for kind in {step.partition("/")[0] for step in steps}:  # where none is left here, theirs stay
-            gone = {m[0] for m in map(_STEP.match, self._listing()) if m and m[1] == kind} - steps
-            for step in sorted(gone):
+        if not self._only:
+            for kind in ("checkpoints", "best"):
+                self._remove_below(kind, min(_steps(here, kind).values(), default=(0, 0)))
+
+    def _remove_below(self, kind: str, lowest: tuple[int, int]) -> None:
+        """Removes the store's steps below all of the folder; above it there may be those of a machine that is ahead."""
+        for step, number in _steps(self._listing(), kind).items():
+            if number < lowest:
                 self._remove(step)
 
     def _remove(self, step: str) -> None:
@@ -194,11 +203,9 @@ class Mirror:
 
     def _newer(self, there: dict[str, int], kind: str) -> list[str]:
         """The steps of the store that are complete and above all of the folder, the highest first."""
-        number = lambda m: (int(m[2]), int(m[3] or 0))  # of the step, and of its save
-        own = max((number(m) for m in map(_STEP.match, self._here()) if m and m[1] == kind), default=(-1, 0))
-        complete = (_STEP.fullmatch(name.removesuffix(_MANIFEST)) for name in there if name.endswith(f"/{_MANIFEST}"))
-        steps = {m[0]: number(m) for m in complete if m and m[1] == kind and number(m) > own}
-        return sorted(steps, key=lambda step: steps[step], reverse=True)
+        own = max(_steps(self._here(), kind).values(), default=(-1, 0))
+        steps = _steps((name for name in there if name.endswith(f"/{_MANIFEST}")), kind)
+        return sorted((step for step in steps if steps[step] > own), key=lambda step: steps[step], reverse=True)
 
     def _fetch_newest(self, there: dict[str, int], kind: str, steps: list[str]) -> None:
         """Fetches the first of these steps that is intact."""
@@ -247,9 +254,8 @@ class Mirror:
             except FileNotFoundError:
                 return {}
 
-        prefix = self._fs._strip_protocol(self.address).rstrip("/") + "/"
-        found = self._try(find)
-        return {path.removeprefix(prefix): info["size"] for path, info in sorted(found.items())}
+        prefix = self._root.rstrip("/") + "/"
+        return {path.removeprefix(prefix): info["size"] for path, info in sorted(self._try(find).items())}
 
     def _try(self, call: Any) -> Any:
         try:
@@ -262,3 +268,8 @@ class Mirror:
                 f"--workdir={self.address}: the store fails: {type(error).__name__}: {reason}; check the address and "
                 "the credentials (of gs://: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
             ) from error
+
+
+def _steps(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:
+    """Folder of each step of `checkpoints` or `best` that has a file among these -> its step and number of the save."""
+    return {m[0]: (int(m[2]), int(m[3] or 0)) for m in map(_STEP.match, names) if m and m[1] == kind}
