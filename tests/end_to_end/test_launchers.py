@@ -50,10 +50,8 @@ def slurm(tmp_path, environment):
     program(tmp_path / "bin" / "scontrol", record)
 
     def run(flags, tasks, folder):
-        with socket.socket() as s:
-            port = FIRST_PORT
-            while s.connect_ex(("localhost", port)) == 0:
-                port += 1
+        free = lambda port: socket.socket().connect_ex(("localhost", port)) != 0
+        port = next(filter(free, range(FIRST_PORT, 65536)))
         job = {"SLURM_JOB_ID": str(port - FIRST_PORT), "TASKS": str(tasks)}
         job["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         command = ["bash", str(LAUNCHERS / "slurm.sbatch"), *flags]
