@@ -51,6 +51,12 @@ hypothesis.settings.load_profile("vlp_jax")
 QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
+def temporary_directory(config):
+    made = tempfile.TemporaryDirectory(prefix="vlp_jax_cache_")
+    config.add_cleanup(made.cleanup)
+    return made.name
+
+
 def pytest_configure(config):
     # Compiling is nearly all of a tiny model's time, and three times shorter without XLA's optimisations.
     jax.config.update("jax_disable_most_optimizations", True)
@@ -59,10 +65,11 @@ def pytest_configure(config):
         script = [sys.executable, "-c", "import jax; jax.devices()"]
         if not subprocess.run(script, env=environment, capture_output=True).returncode:
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_EMITTERS}".strip()
+        # One cache of compiled programs for the tests, their worker processes and every binary that they start.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = temporary_directory(config)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # Indices of tables and shards that tests open must not stay in the user's cache; worker processes inherit this.
-    cache = tempfile.TemporaryDirectory(prefix="vlp_jax_cache_")
-    config.add_cleanup(cache.cleanup)
-    os.environ["VLP_JAX_CACHE"] = cache.name
+    os.environ["VLP_JAX_CACHE"] = temporary_directory(config)
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,9 @@ def initialize(mode: str, coordinator: str | None, processes: int | None, proces
         raise UserError(f"--process_id={process_id}: expected a number from 0 to {processes - 1} (--processes - 1)")
     if mode == "auto" and missing and not _in_a_job():
         return
+    # A CPU runs programs that do not wait for each other's results at once, in any order. Processes of one job that
+    # begin their collectives in different orders wait for each other for ever: a vote beside a step, for one.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(coordinator, processes, process_id)
     except (ValueError, RuntimeError) as error:

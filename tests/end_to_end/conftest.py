@@ -49,13 +49,11 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Environment of the binaries: they compile quickly, and a restarted process, by one cache, not at all."""
-    cache = tmp_path_factory.mktemp("xla_cache")
+def environment():
+    """Environment of the binaries: they compile quickly, and a restarted process, by the tests' cache, not at all."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",

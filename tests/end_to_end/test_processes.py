@@ -48,8 +48,16 @@ class Job:
         ]
 
     def wait(self):
-        """Exit statuses, once all have ended."""
-        return [process.wait(timeout=300) for process in self.processes]
+        """Exit statuses, once all have ended; a job that does not end is killed."""
+        try:
+            return [process.wait(timeout=300) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def output(self):
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
@@ -65,9 +73,7 @@ def job(environment, tmp_path_factory):
 
     yield start
     for one in started:
-        for process in one.processes:
-            process.kill()
-            process.wait()
+        one.kill()
 
 
 @pytest.fixture(scope="module")
