@@ -2,14 +2,17 @@
 
 Three steps, each of which skips what is done, so that the same command goes on after an interruption:
 
-1. `speeds`: the speed of every system's steps, input included, in rounds of one system after the other in this process;
-   the fastest counts. Nothing else should run.
+1. `speeds`: the seconds of every system's steps, in rounds of one system after the other in this process, and of
+   decoding a batch, which every system is charged alike; medians count. Nothing else should run. A system that is added
+   is measured together with all others, anew.
 2. `train`: every run trains, by the training binary, the steps that fill its budget of seconds at that speed, schedule
    and all: what else the machine does meanwhile changes no result. SMAUG and Singularity spend twice as many steps on
    one frame as then on four, as Singularity's authors do. Retrieval on the validation split is measured on the way and
    not timed.
 3. `report`: zero-shot retrieval of the test split with 95% intervals, a curve as PNG, and for each mark of R@1 the
-   seconds that SMAUG and Singularity need to reach it: budgets are interpolated, in their logarithm, between runs.
+   seconds and the FLOPs that SMAUG and Singularity need to reach it: interpolated, in their logarithm, between runs.
+   A run has taken what its steps take at the measured speeds, which need not be those that it was planned with; a ratio
+   of seconds is followed by the smallest and the largest that a single round of measurements gives.
 
     python -m benchmarks.cost_quality --out runs/cost_quality --budgets 112,225,450,900 --seeds 0,1,2
 
@@ -21,9 +24,9 @@ file between the lines `<!-- cost_quality -->`.
 import argparse
 import dataclasses
 import importlib
-import itertools
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -33,10 +36,13 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
-from benchmarks.timed_run import Run, Speeds, fastest
+from benchmarks.marks import ends_of, mark_lines, pair_of
+from benchmarks.timed_run import Run, Speeds, measure, middle
 from vlp_jax import config as config_lib
 from vlp_jax import launch, validation
+from vlp_jax.evaluation import statistics as statistics_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.telemetry.writers import read_metrics
 
@@ -71,17 +77,17 @@ SYSTEMS: dict[str, tuple[Stage, ...]] = {
     "SMAUG 4 frames": (Stage("smaug.py:small"),),
     "Singularity 4 frames": (Stage("singularity.py:small_stage2"),),
     # As many patches a frame as the paper has, of whose steps text is a small part.
-    "SMAUG, 256 patches": (
+    "SMAUG 256 patches": (
         Stage("smaug.py:small_stage1", 2 / 3, MASKED_FINE),
         Stage("smaug.py:small_stage2", 1 / 3, MASKED_FINE),
     ),
-    "Singularity, 256 patches": (
+    "Singularity 256 patches": (
         Stage("singularity.py:small_stage1", 2 / 3, FINE),
         Stage("singularity.py:small_stage2", 1 / 3, FINE),
     ),
 }
 # Whose times to a mark are compared.
-RIVALS = (("SMAUG", "Singularity"), ("SMAUG, 256 patches", "Singularity, 256 patches"))
+RIVALS = (("SMAUG", "Singularity"), ("SMAUG 256 patches", "Singularity 256 patches"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,13 @@ class Plan:
         last = len(self.steps) - 1
         return [out / (stem if i == last else f"{stem}-stage{i + 1}") for i in range(len(self.steps))]
 
+    def seconds(self, speeds: dict[str, Speeds]) -> float:
+        """What its steps take at these speeds."""
+        return sum(speeds[stage.name].seconds(n, n) for stage, n in zip(SYSTEMS[self.system], self.steps))
+
+    def flops(self, speeds: dict[str, Speeds]) -> float:
+        return sum(speeds[stage.name].total_flops(n, n) for stage, n in zip(SYSTEMS[self.system], self.steps))
+
 
 def load_config(stage: Stage, data: str) -> Any:
     file, _, argument = stage.config.partition(":")
@@ -109,37 +122,40 @@ def load_config(stage: Stage, data: str) -> Any:
     return config
 
 
-def measure_speeds(path: pathlib.Path, systems: list[str], data: str, rounds: int) -> dict[str, Speeds]:
-    """Stage's name -> the fastest of `rounds` measurements, those that `path` holds included."""
-    known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+def measure_speeds(path: pathlib.Path, systems: list[str], data: str, rounds: int) -> list[dict[str, Speeds]]:
+    """Rounds of stage's name -> its speeds; those of `path` where they have all stages of these systems."""
+    known: list[dict[str, dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else []
     stages = {stage.name: stage for system in systems for stage in SYSTEMS[system]}
-    for count, stage in itertools.product(range(1, rounds + 1), stages.values()):
-        measured = known.setdefault(stage.name, [])
-        if len(measured) < count:
-            speeds = Run(load_config(stage, data), PLANNED).speeds()
-            jax.clear_caches()
-            measured.append(dataclasses.asdict(speeds))
-            write_atomically(path, json.dumps(known, indent=1).encode())
-            print(
-                f"{stage.name:28} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked "
-                f"{speeds.unmasked:.3f}; {speeds.flops / 1e9:.1f} GFLOP",
-                flush=True,
-            )
-    return {name: fastest([Speeds(**values) for values in measured]) for name, measured in known.items()}
+    if not known or not stages.keys() <= known[0].keys():
+        everything = {stage.name: stage for stages in SYSTEMS.values() for stage in stages}
+        wanted = [name for name in everything if name in stages or (known and name in known[0])]
+        runs = {name: Run(load_config(everything[name], data), PLANNED) for name in wanted}
+        known = []
+        for number, found in enumerate(measure(runs, rounds), 1):
+            known.append({name: dataclasses.asdict(speeds) for name, speeds in found.items()})
+            for name, speeds in found.items():
+                print(
+                    f"{number}/{rounds} {name:28} {speeds.cached:.3f} s a step, whole clips {speeds.unmasked:.3f}, "
+                    f"decoding {speeds.decode:.3f}; {speeds.flops / 1e9:.1f} GFLOP",
+                    flush=True,
+                )
+        write_atomically(path, json.dumps(known, indent=1).encode())
+        jax.clear_caches()
+    return [{name: Speeds(**values) for name, values in found.items()} for found in known]
 
 
-def make_plan(system: str, budget: int, seed: int, speeds: dict[str, Speeds]) -> Plan:
-    """The most steps, in the stages' shares, that the budget holds."""
+def make_plan(system: str, budget: int, seed: int, speeds: dict[str, Speeds], out: pathlib.Path) -> Plan:
+    """The most steps, in the stages' shares, that the budget holds; those of a run that was begun."""
     stages = SYSTEMS[system]
+    files = [workdir / "config.json" for workdir in Plan(system, budget, seed, (0,) * len(stages)).workdirs(out)]
+    if all(file.is_file() for file in files):
+        return Plan(system, budget, seed, tuple(json.loads(file.read_text())["steps"] for file in files))
 
     def split(steps: int) -> tuple[int, ...]:
         return tuple(max(1, round(stage.share * steps)) for stage in stages)
 
-    def seconds(steps: int) -> float:
-        return sum(speeds[stage.name].seconds(n, n) for stage, n in zip(stages, split(steps)))
-
     steps = 1
-    while seconds(steps + 1) <= budget:
+    while Plan(system, budget, seed, split(steps + 1)).seconds(speeds) <= budget:
         steps += 1
     return Plan(system, budget, seed, split(steps))
 
@@ -206,19 +222,6 @@ def on_the_way(plan: Plan, out: pathlib.Path, speeds: dict[str, Speeds]) -> list
     return points
 
 
-def time_to(mark: float, ends: dict[int, list[float]]) -> float | None:
-    """Seconds of the run that ends at R@1 = `mark`, interpolated in log seconds; None outside what was trained.
-
-    Args:
-      ends: budget -> R@1 at the end of its runs.
-    """
-    curve = [(budget, statistics.mean(values)) for budget, values in sorted(ends.items())]
-    for (t0, r0), (t1, r1) in itertools.pairwise(curve):
-        if r0 <= mark <= r1 and r0 < r1:
-            return math.exp(math.log(t0) + (mark - r0) / (r1 - r0) * (math.log(t1) - math.log(t0)))
-    return None
-
-
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """The curves: full runs as points joined by lines, what was measured on the way as faint ones."""
     import matplotlib
@@ -228,17 +231,15 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     colors = {system: f"C{i}" for i, system in enumerate(SYSTEMS)}
-    for key, axis, label in zip(("budget", "flops"), axes, ("pre-training time, s (2 CPU cores)", "training FLOPs")):
+    for key, axis, label in zip(("seconds", "flops"), axes, ("pre-training time, s (2 CPU cores)", "training FLOPs")):
         for system in dict.fromkeys(row["system"] for row in rows):
             mine = [row for row in rows if row["system"] == system]
-            budgets = sorted({row["budget"] for row in mine})
-            ends = [[row for row in mine if row["budget"] == budget] for budget in budgets]
-            x = [statistics.mean(row[key] for row in group) for group in ends]
-            y = [statistics.mean(row["R@1"] for row in group) for group in ends]
+            ends = sorted(ends_of(rows, system, operator.itemgetter(key)).items())
+            x, y = [cost for cost, _ in ends], [statistics.mean(values) for _, values in ends]
             axis.plot(x, y, "-o", color=colors[system], label=system)
             for row in mine:
                 axis.plot(row[key], row["R@1"], ".", color=colors[system], alpha=0.6)
-                if key == "budget":
+                if key == "seconds":
                     axis.plot(*zip(*row["curve"]), color=colors[system], alpha=0.25, linewidth=1)
         axis.set_xscale("log")
         axis.set_xlabel(label)
@@ -248,72 +249,53 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def report(plans: list[Plan], out: pathlib.Path, speeds: dict[str, Speeds]) -> tuple[str, list[dict[str, Any]]]:
+def interval_of_both(result: dict[str, Any]) -> tuple[float, float]:
+    """95% interval of the mean of both directions' R@1, clips being resampled."""
+    rows = result["per_query"]
+    hits = np.asarray([[row[f"{d}_rank"] == 1 for d in ("text_to_video", "video_to_text")] for row in rows])
+    return statistics_lib.interval(
+        hits, lambda drawn: 100 * drawn.mean(), groups_Q=[row["clip_id"] for row in rows], samples=BOOTSTRAP, seed=0
+    )
+
+
+def report(plans: list[Plan], out: pathlib.Path, rounds: list[dict[str, Speeds]]) -> tuple[str, list[dict[str, Any]]]:
     """The section for RESULTS.md and the rows behind it."""
     rows: list[dict[str, Any]] = []
+    speeds = middle(rounds)
     for plan in plans:
         workdir, steps = plan.workdirs(out)[-1], plan.steps[-1]
         test = evaluated(workdir, steps, "test")
-        stages = list(zip(SYSTEMS[plan.system], plan.steps))
         rows.append(
             {
                 "system": plan.system,
-                "budget": plan.budget,
                 "seed": plan.seed,
                 "steps": sum(plan.steps),
-                "flops": sum(speeds[stage.name].total_flops(n, n) for stage, n in stages),
+                "seconds": plan.seconds(speeds),
+                "seconds_by_round": [plan.seconds(one) for one in rounds],
+                "flops": plan.flops(speeds),
                 "R@1": recall_at_1(test),
-                "intervals": [test["intervals"][f"{d}/R@1"] for d in ("text_to_video", "video_to_text")],
+                "interval": interval_of_both(test),
                 "compositional": recall_at_1(evaluated(workdir, steps, "test_compositional")),
                 "curve": on_the_way(plan, out, speeds),
             }
         )
-    names = "system,seconds,seed,steps,PFLOP,R@1,95% text to video,95% video to text,unseen pairings".split(",")
+    names = "system,steps,seconds,PFLOP,seed,R@1,95%,unseen pairings".split(",")
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for row in rows:
-        spans = [f"{low:.1f} to {high:.1f}" for low, high in row["intervals"]]
+        low, high = row["interval"]
         lines.append(
-            f"| {row['system']} | {row['budget']} | {row['seed']} | {row['steps']} | {row['flops'] / 1e15:.2f} | "
-            f"{row['R@1']:.1f} | {spans[0]} | {spans[1]} | {row['compositional']:.1f} |"
+            f"| {row['system']} | {row['steps']} | {row['seconds']:.0f} | {row['flops'] / 1e15:.2f} | {row['seed']} | "
+            f"{row['R@1']:.1f} | {low:.1f} to {high:.1f} | {row['compositional']:.1f} |"
         )
-    ends: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        ends.setdefault(row["system"], {}).setdefault(row["budget"], []).append(row["R@1"])
     lines += ["", "R@1 is the mean of both directions.", ""]
-    for ours, theirs in RIVALS:
-        pair = (ours, ends.get(ours, {})), (theirs, ends.get(theirs, {}))
-        lines += [line for mark in MARKS if (line := mark_line(mark, *pair))]
+    seconds, petaflop = (lambda cost: f"{cost:.0f} s"), (lambda cost: f"{cost / 1e15:.3f} PFLOP")
+    of_round = lambda pair, number: pair_of(rows, pair, lambda row: row["seconds_by_round"][number])
+    for pair in RIVALS:
+        time, flops = (pair_of(rows, pair, operator.itemgetter(key)) for key in ("seconds", "flops"))
+        each = [of_round(pair, number) for number in range(len(rounds))]
+        for mark in MARKS:
+            lines += mark_lines("time", mark, time, seconds, each) + mark_lines("FLOPs", mark, flops, petaflop)
     return "\n".join(lines), rows
-
-
-def mark_line(mark: float, ours: tuple[str, dict[int, list[float]]], theirs: tuple[str, dict[int, list[float]]]) -> str:
-    """What both need to reach a mark, and the ratio; '' for marks that neither's curve holds.
-
-    Args:
-      ours, theirs: name, and `ends` as of `time_to`.
-    """
-
-    def said(ends):
-        seconds = time_to(mark, ends)
-        if seconds is not None:
-            return seconds, f"{seconds:.0f} s"
-        if ends and mark < statistics.mean(ends[min(ends)]):
-            return None, f"under {min(ends)} s"
-        return None, "not reached"
-
-    (own, own_text), (other, other_text) = said(ours[1]), said(theirs[1])
-    if own is None and other is None:
-        return ""
-    ratio = "none"
-    if own and other:
-        ratio = f"{other / own:.2f}"
-    elif other and own_text.startswith("under"):
-        ratio = f"over {other / min(ours[1]):.2f}"
-    elif own and other_text.startswith("under"):
-        ratio = f"under {min(theirs[1]) / own:.2f}"
-    elif own and theirs[1]:
-        ratio = f"over {max(theirs[1]) / own:.2f}"
-    return f"    time to R@1 = {mark:g}: {ours[0]} {own_text}, {theirs[0]} {other_text}, ratio {ratio}"
 
 
 def replace_section(path: pathlib.Path, marker: str, text: str) -> None:
@@ -332,7 +314,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/cost_quality"))
     parser.add_argument("--budgets", default="112,225,450,900", help="seconds, comma-separated (%(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="measurements of each speed (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each speed (%(default)s)")
     parser.add_argument("--systems", default="SMAUG,Singularity,VindLU", help=f"some of {', '.join(SYSTEMS)}")
     parser.add_argument(
         "--one-seed", default="VindLU,SMAUG 4 frames,Singularity 4 frames", help="systems (%(default)s)"
@@ -341,18 +323,19 @@ def main() -> None:
     parser.add_argument("--picture", type=pathlib.Path, help="PNG to write; OUT/cost_quality.png by default")
     given = parser.parse_args()
     systems = given.systems.split(",")
-    unknown = set(systems) - set(SYSTEMS) | set(given.steps) - {"speeds", "train", "report"}
+    one_seed = given.one_seed.split(",")
+    unknown = (set(systems) | set(one_seed)) - set(SYSTEMS) | set(given.steps) - {"speeds", "train", "report"}
     if unknown:
         parser.error(f"unknown {unknown}: expected systems of {list(SYSTEMS)} and steps of speeds, train, report")
     wanted = set(given.steps or ("speeds", "train", "report"))
     budgets, seeds = sorted(map(int, given.budgets.split(","))), list(map(int, given.seeds.split(",")))
-    one_seed = given.one_seed.split(",")
     given.out.mkdir(parents=True, exist_ok=True)
-    speeds = measure_speeds(given.out / "speeds.json", systems, given.data, given.rounds)
+    rounds = measure_speeds(given.out / "speeds.json", systems, given.data, given.rounds)
+    speeds = middle(rounds)
     if wanted == {"speeds"}:
         return
     plans = [
-        make_plan(system, budget, seed, speeds)
+        make_plan(system, budget, seed, speeds, given.out)
         # The runs that matter most first, the seeds of the systems in turn.
         for budget in reversed(budgets)
         for seed in (seeds if budget == budgets[-1] else seeds[:1])
@@ -365,7 +348,7 @@ def main() -> None:
             train(plan, given.out, given.data)
     if "report" not in wanted:
         return
-    text, rows = report(plans, given.out, speeds)
+    text, rows = report(plans, given.out, rounds)
     print(text)
     picture = given.picture or given.out / "cost_quality.png"
     draw(rows, picture)

@@ -1,18 +1,19 @@
 """Retrieval, questions and multiple choice after equal pre-training, `python -m benchmarks.downstream`.
 
 Takes the runs that `benchmarks.cost_quality` has pre-trained, one of each system and seed, and measures on
-moving_shapes, with 95% bootstrap intervals: zero-shot retrieval and multiple choice, then, each fine-tuned from the
+moving_shapes, with 95% bootstrap intervals: retrieval and multiple choice as they are, then, each fine-tuned from the
 same checkpoint by `configs/finetune/`, retrieval, question answering and multiple choice, by the checkpoint that the
-validation split chooses. SMAUG is compared with each other system of the same seed by the paired bootstrap. What is
-done is not done again. Prints the table and ends with one JSON line; `--results FILE` replaces the section of that
-file between the lines `<!-- downstream -->`.
+validation split chooses. Retrieval is measured by dual-encoder scores, and with the best 16 reranked. SMAUG is compared
+with each other system of the same seed by the paired bootstrap: these are two checkpoints, and another seed may differ
+by more than the interval says. What is done is not done again. Prints the table and ends with one JSON line;
+`--results FILE` replaces the section of that file between the lines `<!-- downstream -->`.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import sys
-from typing import Any
 
 from benchmarks.cost_quality import BOOTSTRAP, SYSTEMS, Plan, call, replace_section
 from vlp_jax import launch
@@ -21,17 +22,25 @@ from vlp_jax.files import write_atomically
 MARKER = "<!-- downstream -->"
 # Task -> epochs: its config in configs/finetune is that of moving_shapes.
 TUNED = {"retrieval": 1.0, "question_answering": 0.4, "multiple_choice": 1.0}
+# Row of the table -> the task that is fine-tuned first, and flags of the evaluation.
+MEASURED: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "retrieval, as pre-trained": (None, ("--task=retrieval", "--split=test", "--rerank=0")),
+    "retrieval, as pre-trained, 16 reranked": (None, ("--task=retrieval", "--split=test", "--rerank=16")),
+    "multiple choice, as pre-trained": (None, ("--task=multiple_choice", "--split=mc_test")),
+    "retrieval, fine-tuned": ("retrieval", ("--rerank=0",)),
+    "retrieval, fine-tuned, 16 reranked": ("retrieval", ("--rerank=16",)),
+    "question answering, fine-tuned": ("question_answering", ()),
+    "multiple choice, fine-tuned": ("multiple_choice", ()),
+}
 
 
-def evaluate(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> dict[str, Any]:
-    """Runs the evaluation binary, copies its result to `out`, and returns it."""
-    if not out.exists():
-        command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", *flags]
-        log = workdir.with_suffix(".log")
-        call(command, log)
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("every query: ")]
-        write_atomically(out, pathlib.Path(said[-1].removeprefix("every query: ")).read_bytes())
-    return json.loads(out.read_text())
+def evaluate(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> None:
+    """Runs the evaluation binary and copies its result to `out`."""
+    command = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir={workdir}", *flags]
+    log = workdir.with_suffix(".log")
+    call(command, log)
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("every query: ")]
+    write_atomically(out, pathlib.Path(said[-1].removeprefix("every query: ")).read_bytes())
 
 
 def fine_tune(task: str, start: pathlib.Path, workdir: pathlib.Path, seed: int, data: str) -> None:
@@ -45,20 +54,18 @@ def fine_tune(task: str, start: pathlib.Path, workdir: pathlib.Path, seed: int, 
 
 
 def measure(start: pathlib.Path, out: pathlib.Path, seed: int, data: str) -> dict[str, pathlib.Path]:
-    """Result file of every column for one pre-trained run."""
+    """Result file of every row for one pre-trained run."""
     files = {}
-    for column, flags in {
-        "retrieval, zero-shot": ("--task=retrieval", "--split=test"),
-        "multiple choice, zero-shot": ("--task=multiple_choice", "--split=mc_test"),
-    }.items():
-        files[column] = out / f"{start.name}-zero_shot-{flags[0].partition('=')[2]}.json"
-        evaluate(start, files[column], *flags, f"--input_path={data}", f"--bootstrap={BOOTSTRAP}")
-    for task in TUNED:
-        workdir = out / f"{start.name}-{task}"
-        files[f"{task.replace('_', ' ')}, fine-tuned"] = result = out / f"{workdir.name}.json"
-        if not result.exists():
+    for row, (task, flags) in MEASURED.items():
+        files[row] = file = out / f"{start.name}-{re.sub(r'[^a-z0-9]+', '_', row)}.json"
+        if file.exists():
+            continue
+        if task is None:
+            evaluate(start, file, *flags, f"--input_path={data}", f"--bootstrap={BOOTSTRAP}")
+        else:
+            workdir = out / f"{start.name}-{task}"
             fine_tune(task, start, workdir, seed, data)
-            evaluate(workdir, result, "--checkpoint=best")
+            evaluate(workdir, file, *flags, "--checkpoint=best")
     return files
 
 
@@ -86,6 +93,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/downstream"))
     parser.add_argument("--results", type=pathlib.Path, help="file whose section is replaced")
     given = parser.parse_args()
+    unknown = set(given.systems.split(",")) - set(SYSTEMS)
+    if unknown:
+        parser.error(f"unknown {unknown}: expected some of {list(SYSTEMS)}")
     given.out.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, int], dict[str, pathlib.Path]] = {}
     for seed in map(int, given.seeds.split(",")):
@@ -94,24 +104,24 @@ def main() -> None:
             if not start.is_dir():
                 parser.error(f"{start} is not there: run `python -m benchmarks.cost_quality` first")
             found[system, seed] = measure(start, given.out, seed, given.data)
-    columns = list(next(iter(found.values())))
-    lines = [f"| system, seed | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
-    for (system, seed), files in found.items():
-        lines.append(f"| {system}, {seed} | {' | '.join(cell(files[column]) for column in columns)} |")
+    lines = ["|".join(["", "", *(f" {system}, seed {seed} " for system, seed in found), ""])]
+    lines.append("|" + "---|" * (len(found) + 1))
+    for row in MEASURED:
+        lines.append("|".join(["", f" {row} ", *(f" {cell(files[row])} " for files in found.values()), ""]))
     lines.append("")
     for (system, seed), files in found.items():
         if system == "SMAUG" or ("SMAUG", seed) not in found:
             continue
-        for column in columns:
-            log = given.out / f"compare-{files[column].stem}.log"
+        for row in MEASURED:
+            log = given.out / f"compare-{files[row].stem}.log"
             log.unlink(missing_ok=True)
-            call([sys.executable, "-m", "vlp_jax.compare", str(files[column]), str(found["SMAUG", seed][column])], log)
+            call([sys.executable, "-m", "vlp_jax.compare", str(files[row]), str(found["SMAUG", seed][row])], log)
             compared = json.loads(log.read_text().splitlines()[-1])
-            for name, row in compared["metrics"].items():
+            for name, values in compared["metrics"].items():
                 if name.endswith("R@1") or name == "accuracy":
                     lines.append(
-                        f"    {column}, {name}, seed {seed}: SMAUG - {system} = {row['difference']:+.1f} "
-                        f"({row['low']:+.1f} to {row['high']:+.1f}), p = {row['p']:.3f}"
+                        f"    {row}, {name}, seed {seed}: SMAUG - {system} = {values['difference']:+.1f} "
+                        f"({values['low']:+.1f} to {values['high']:+.1f}), p of these two checkpoints {values['p']:.3f}"
                     )
     text = "\n".join(lines)
     print(text)

@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 
-from benchmarks.timed_run import Run
+from benchmarks.timed_run import Run, measure, middle
 from configs import smaug
 from vlp_jax import config as config_lib
 from vlp_jax import launch, validation
 
+ROUNDS = 3  # measurements of each speed
 PLANNED = 1000  # length of the run whose first steps are measured; its schedule does not matter
 
 # Changes to `tiny`; "dense" is `tiny_dense`.
@@ -63,10 +64,11 @@ def main() -> None:
     planned = dict(zip(names, map(int, given.steps.split(",")))) if given.steps else {}
     if planned and len(planned) != len(names):
         parser.error(f"--steps {given.steps}: expected {len(names)} numbers, one for each variant")
-    for name in [] if planned else names:
-        speeds = Run(configure(name, given.data, 0, PLANNED), PLANNED).speeds()
-        print(f"{name:16} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked {speeds.unmasked:.3f}")
-        planned[name] = speeds.steps_in(given.seconds)
+    if not planned:
+        runs = {name: Run(configure(name, given.data, 0, PLANNED), PLANNED) for name in names}
+        for name, speeds in middle(list(measure(runs, ROUNDS))).items():
+            print(f"{name:16} {speeds.first:.3f} s a step, cached {speeds.cached:.3f}, unmasked {speeds.unmasked:.3f}")
+            planned[name] = speeds.steps_in(given.seconds)
         jax.clear_caches()
     rows: dict[str, dict[str, list[float]]] = {name: {"R@1": [], "compositional": [], "steps": []} for name in names}
     for seed, name in itertools.product(map(int, given.seeds.split(",")), names):

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,31 +18,37 @@ from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.telemetry import flops
 from vlp_jax.types import UserError
 
-TIMED = 10  # steps that measure a speed
+TIMED = 3  # steps of each kind in a round
+DECODED = 12  # batches that measure decoding
 
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """How long a run's steps take, input included, and what they compute.
+    """How long a run's steps take and what they compute.
 
     Clips are decoded in the first epoch and found in the cache afterwards. At the end, a run may see whole clips.
 
     Attributes:
       epoch: steps of the first epoch.
-      first: seconds of one of them.
-      cached: seconds of a later one.
+      decode: seconds to decode a batch, which the steps of the first epoch take longer.
+      cached: seconds of a step.
       unmasked: seconds of one on whole clips; as `cached` where the run has none.
       unmasked_share: share of the run's steps that see whole clips.
       flops, unmasked_flops: of one step, forward and backward.
     """
 
     epoch: int
-    first: float
+    decode: float
     cached: float
     unmasked: float
     unmasked_share: float
     flops: float
     unmasked_flops: float
+
+    @property
+    def first(self) -> float:
+        """Seconds of a step of the first epoch."""
+        return self.decode + self.cached
 
     def steps_in(self, seconds: float) -> int:
         """Steps of a run, schedule and all, that takes `seconds`."""
@@ -65,12 +72,58 @@ class Speeds:
         return masked * self.flops + (step - masked) * self.unmasked_flops
 
 
-def fastest(measured: list[Speeds]) -> Speeds:
-    """The smallest of each time: what else a machine does only slows it. Decoding only adds to a cached step's."""
-    first, cached, unmasked = (
-        min(getattr(speeds, name) for speeds in measured) for name in ("first", "cached", "unmasked")
-    )
-    return dataclasses.replace(measured[0], first=first, cached=min(cached, first), unmasked=unmasked)
+def middle(rounds: list[dict[str, Speeds]]) -> dict[str, Speeds]:
+    """The median of each time over the rounds."""
+    median = lambda name, key: statistics.median(getattr(speeds[name], key) for speeds in rounds)
+    times = ("decode", "cached", "unmasked")
+    return {
+        name: dataclasses.replace(one, **{key: median(name, key) for key in times}) for name, one in rounds[0].items()
+    }
+
+
+def measure(runs: "dict[str, Run]", rounds: int) -> Iterator[dict[str, Speeds]]:
+    """Yields a round's speeds of all runs: one run after the other, in this process, with nothing else beside it.
+
+    Decoding is the same work whatever is trained: it is timed by itself, once a round for each number of frames, and
+    every run of that many is charged the same.
+    """
+    prepared = {}
+    for name, run in runs.items():
+        with sharding.use_mesh(run.mesh):
+            batch, functions, state = next(run.batches(1)), run.warm_up(), run.setup.create()
+            flops_of = {kind: flops.count(f, state, batch, np.asarray(True)).total for kind, f in functions.items()}
+        prepared[name] = batch, functions, flops_of
+        del state
+    by_frames = {run.config.input.frames: run for run in runs.values()}
+    for _ in range(rounds):
+        decode = {frames: run.decoding() for frames, run in by_frames.items()}
+        found = {}
+        for name, run in runs.items():
+            batch, functions, counted = prepared[name]
+            seconds = {}
+            with sharding.use_mesh(run.mesh):
+                state = run.setup.create()
+                for masked, step in functions.items():
+                    took = []
+                    # One step more than is counted: memory that was another's is cold.
+                    for _ in range(TIMED + 1):
+                        start = time.perf_counter()
+                        state, metrics = step(state, batch, np.asarray(True))
+                        jax.block_until_ready(metrics)
+                        took.append(time.perf_counter() - start)
+                    seconds[masked] = statistics.median(took[1:])
+            del state
+            c = run.config
+            found[name] = Speeds(
+                epoch=-(-len(run.mixture) // c.batch_size),
+                decode=decode[c.input.frames],
+                cached=seconds[True],
+                unmasked=seconds.get(False, seconds[True]),
+                unmasked_share=c.model.masking.unmasked_share,
+                flops=counted[True],
+                unmasked_flops=counted.get(False, counted[True]),
+            )
+        yield found
 
 
 class Run:
@@ -103,38 +156,14 @@ class Run:
             jax.block_until_ready(function(self.setup.create(), batch, np.asarray(True)))
         return functions
 
-    def speeds(self) -> Speeds:
-        """Measures the speed of each kind of step, by a few of them."""
-        with sharding.use_mesh(self.mesh):
-            functions, state = self.warm_up(), self.setup.create()
-            epoch = min(-(-len(self.mixture) // self.config.batch_size), self.steps // 2)
-            kinds = [True, *functions]  # while clips are decoded, then cached ones
-            batches = self.batches(epoch + TIMED * (len(kinds) - 1))
-            took: list[list[float]] = []
-            for number, masked in enumerate(kinds):
-                took.append([])
-                for _ in range(TIMED):
-                    start = time.perf_counter()
-                    batch = next(batches)
-                    state, metrics = functions[masked](state, batch, np.asarray(True))
-                    jax.block_until_ready(metrics)
-                    took[-1].append(time.perf_counter() - start)
-                if not number:
-                    for _ in range(epoch - TIMED):  # the rest of the epoch goes to the cache
-                        next(batches)
-            counted = {kind: flops.count(f, state, batch, np.asarray(True)).total for kind, f in functions.items()}
-        # What was decoded ahead while the first of them ran is not free: the mean of the others.
-        first = statistics.mean(took[0][TIMED // 2 :])
-        cached, unmasked = (statistics.median(seconds) for seconds in (took[1], took[-1]))
-        return Speeds(
-            epoch=epoch,
-            first=first,
-            cached=cached,
-            unmasked=unmasked,
-            unmasked_share=self.config.model.masking.unmasked_share,
-            flops=counted[True],
-            unmasked_flops=counted.get(False, counted[True]),
-        )
+    def decoding(self) -> float:
+        """Seconds to decode a batch when nothing trains."""
+        batches = self.batches(DECODED)
+        next(batches)
+        start = time.perf_counter()
+        for _ in batches:
+            pass
+        return (time.perf_counter() - start) / (DECODED - 1)
 
     def train(self) -> tuple[Any, float]:
         """Trains to the end; returns the state and the seconds without compilation."""
