@@ -72,8 +72,8 @@ class Measured:
             "seconds": seconds,
             "spread": [min(step.seconds), max(step.seconds)],
             "clips_per_second": batch / seconds,
-            "tflops": step.flops.total / seconds / 1e12,
-            "mfu": step.flops.total / seconds / chip.bfloat16 if chip else None,
+            "tflops": step.flops.matmul / seconds / 1e12,
+            "mfu": step.flops.matmul / seconds / chip.bfloat16 if chip else None,
             "hours": PAIRS / (batch / seconds) / 3600,
             "peak_gib_so_far": memory.get("peak_bytes_in_use", 0) / 2**30,
             "compile_seconds": self.compile_seconds,
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"{'':32}{'batch':>6}{'s/step':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'GiB max':>9}{'compile':>9}")
     dtype = {"compute_dtype": "bfloat16" if device.platform != "cpu" else "float32"}
     rows: dict[str, Any] = {}
-    left, fastest = [], None
+    left, failed, fastest = [], {}, None
     batches = [int(batch) for batch in given.batches.split(",")]
     cases = [
         (f"{size}{suffix}", name) for size in given.sizes.split(",") for name in VARIANTS for suffix in ("", "_dense")
@@ -131,8 +131,10 @@ def main() -> None:
             continue
         try:
             measured = Measured(size, changes, batches, given.steps)
-        except MemoryError as error:
-            print(f"{title:32} {error}", flush=True)
+        except Exception as error:  # a variant that fails must not cost the others, nor the machine's time
+            failed[title] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            print(f"{title:32} {failed[title]}", flush=True)
+            jax.clear_caches()
             continue
         row = rows[title] = measured.row()
         share = f"{row['mfu']:.0%}" if row["mfu"] is not None else "?"
@@ -146,21 +148,24 @@ def main() -> None:
         del measured
         jax.clear_caches()
     result: dict[str, Any] = {"benchmark": "gpu", "device": device.device_kind, "jax": jax.__version__, "rows": rows}
-    if fastest and time.monotonic() < end:
-        _, size, changes, batch = fastest
-        step = Step(size, batch, changes)
-        step.run()
-        result["profile"] = profile(step)
-        print(f"\n{size}, {batch} clips: {statistics.median(step.seconds):.4f} s; share of the device's time:")
-        for kind, share in result["profile"]:
-            print(f"  {share:6.1%} {kind}")
-        del step
-        jax.clear_caches()
-    if given.versus and time.monotonic() < end:
-        result |= versus_transformers(given.versus, given.steps, {**dtype, "model.unroll": True})
-    if left:
-        print(f"left out, no time or no such kernel here: {'; '.join(left)}")
-    print(json.dumps(result))
+    result["failed"] = failed
+    try:
+        if fastest and time.monotonic() < end:
+            _, size, changes, batch = fastest
+            step = Step(size, batch, changes)
+            step.run()
+            result["profile"] = profile(step)
+            print(f"\n{size}, {batch} clips: {statistics.median(step.seconds):.4f} s; share of the device's time:")
+            for kind, share in result["profile"]:
+                print(f"  {share:6.1%} {kind}")
+            del step
+            jax.clear_caches()
+        if given.versus and time.monotonic() < end:
+            result |= versus_transformers(given.versus, given.steps, {**dtype, "model.unroll": True})
+    finally:  # what was measured is told, whatever happens after
+        if left:
+            print(f"left out, no time or no such kernel here: {'; '.join(left)}")
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,9 @@ def test_zero_shot_is_a_data_set_that_no_stage_of_the_run_saw(tiny_config, tmp_p
     config_lib.add_source(first, "stills", weight=1, path="datasets/cc3m", split="all")
     pretrained = saved("pretrained", first, inherit.trained_on(first))
     second = tiny_config({"input.path": "datasets/msrvtt", "input.split": "train_9k[kept]", "init_from": pretrained})
+    (stage,) = {item["stage"] for item in inherit.trained_on(second)}
+    assert stage == "pre-trained"  # a second stage of pre-training is no fine-tuning
+    second.init_model = True
     history = inherit.trained_on(second)
     on = lambda path: evaluate.training(tiny_config({"input.path": path}), history)
     assert on("datasets/msrvtt") == "fine-tuned on its split train_9k[kept]"

@@ -91,6 +91,55 @@ def test_a_folder_that_is_ahead_of_the_store_keeps_what_it_has(tmp_path, store):
     assert steps(store()) == ["000000001", "000000002"] and store()["metrics.jsonl"] == b"1\n2\n"
 
 
+def test_a_named_step_is_fetched_beside_the_newest(tmp_path, store):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 4, 8)
+    one.finish()
+    copy = mirror.Mirror(ADDRESS, tmp_path / "two")
+    copy.fetch()
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["000000008"]
+    copy.fetch(4)
+    assert {path.name for path in (tmp_path / "two" / "checkpoints").iterdir()} == {"000000004", "000000008"}
+    copy.fetch(5)  # there is none: the evaluation says so
+
+
+def test_an_error_of_any_kind_ends_no_sending_thread(tmp_path, store, monkeypatch):
+    one = opened(tmp_path / "one")
+    here, calls = one._here, []
+
+    def fails_once():
+        calls.append(1)
+        if len(calls) == 1:
+            raise FileNotFoundError("went away while it was listed")
+        return here()
+
+    monkeypatch.setattr(one, "_here", fails_once)
+    one.start()
+    one.notify()
+    while not calls:
+        time.sleep(0.01)
+    save(tmp_path / "one", 4)
+    one.notify()
+    deadline = time.monotonic() + 30
+    while not steps(store()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert steps(store()) == ["000000004"]
+    one.finish()
+
+
+def test_a_store_that_refuses_a_new_run_leaves_none_here(tmp_path, store, monkeypatch):
+    copy = mirror.Mirror(ADDRESS, tmp_path / "one")
+
+    def refuse(*_):
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(copy._fs, "pipe_file", refuse)
+    with pytest.raises(UserError, match="read only"):
+        copy.fetch()
+    monkeypatch.undo()
+    copy.fetch()  # the same command, once it may write
+
+
 def test_steps_that_are_no_longer_kept_leave_the_store(tmp_path, store):
     one = opened(tmp_path / "one")
     for step in range(1, 5):

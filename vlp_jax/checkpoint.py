@@ -135,21 +135,29 @@ class Checkpointer:
         """Blocks until a background save is committed; raises its error where it failed."""
         if self._background is None:
             return
-        self._background.join()
-        self._background = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._join()
         # The commit is made by the first process alone; without this others could list the directory before it.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("vlp_jax.checkpoint.committed")
 
     def close(self) -> None:
-        """Waits for a background save and frees orbax's threads; may be called twice."""
+        """Waits for a background save and frees orbax's threads; may be called twice.
+
+        Unlike `wait`, it meets no other process: one that fails by itself may close, and say why it failed.
+        """
         try:
-            self.wait()
+            self._join()
         finally:
             self._orbax.close()
+
+    def _join(self) -> None:
+        if self._background is None:
+            return
+        self._background.join()
+        self._background = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _finish(self, unfinished: pathlib.Path, step: int, number: int, body: dict[str, Any]) -> None:
         """Steps 2 to 4 of the module's docstring; runs in the background thread."""

@@ -68,7 +68,8 @@ def main(argv: list[str]) -> None:
             f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
             "alone, with --distributed=off"
         )
-    with launch.open_workdir(FLAGS.workdir, say, only="evaluation/") as (workdir, _):
+    number = int(step) if step not in (None, "best") else None
+    with launch.open_workdir(FLAGS.workdir, say, only="evaluation/", step=number) as (workdir, _):
         evaluate(workdir, step)
 
 
@@ -247,7 +248,8 @@ def run_reconstruction(run: launch.Run, out: pathlib.Path) -> None:
     recipe.require(model, recipe.Reconstructor, "--task=reconstruction")
     if not c.loss.mvm:
         raise UserError(
-            f"--task=reconstruction needs a pixel decoder, but {c.name} was trained with config.loss.mvm = 0"
+            f"--task=reconstruction needs a pixel decoder, but {c.name} was trained with config.loss.mvm = 0: "
+            "take a run with config.loss.mvm above 0"
         )
     with sharding.use_mesh(setup.mesh):
         rebuild = jax.jit(

@@ -124,7 +124,8 @@ def trained_on(config: Any, history: Sequence[dict[str, str]] | None = None) -> 
         before = warm_start.find(config.init_from).metadata()["trained_on"]
         before = [{**item, "stage": "pre-trained"} for item in before]
     sources = [config_lib.source_input(config, name) for name in sorted(config.mixture)] or [config.input]
-    stage = "fine-tuned" if config.init_from else "trained"
+    # A later stage of pre-training starts from a run, too; only fine-tuning takes its model over.
+    stage = ("fine-tuned" if config.init_model else "pre-trained") if config.init_from else "trained"
     own = [
         {"path": os.path.realpath(i.path), "content": content_of(i.path), "split": i.split, "stage": stage}
         for i in sources

@@ -50,12 +50,13 @@ def join_processes() -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def open_workdir(
-    text: str, say: Callable[[str], None], only: str = ""
+    text: str, say: Callable[[str], None], only: str = "", step: int | None = None
 ) -> Iterator[tuple[pathlib.Path, mirror_lib.Mirror | None]]:
     """The folder that --workdir names; of an address in a store its folder here, fetched now and sent at the end.
 
     Args:
       only: as of `mirror.Mirror`.
+      step: as of `mirror.Mirror.fetch`.
 
     Raises:
       UserError: several processes, of which each would have a folder of its own; as `mirror.Mirror`.
@@ -70,12 +71,12 @@ def open_workdir(
         )
     folder = mirror_lib.staging(text)
     mirror = mirror_lib.Mirror(text, folder, only)
-    mirror.fetch()
+    mirror.fetch(step)
     say(f"{text} is kept in {folder} and sent from there")
     mirror.start()
     try:
         yield folder, mirror
-    except (UserError, OSError):
+    except BaseException:  # whatever ends the run, its last checkpoint is sent
         try:
             mirror.finish()
         except UserError as error:  # the first error is the one to be told

@@ -13,6 +13,7 @@ Object stores cannot rename a folder at once, which checkpoints rely on, so the 
 Both hold a file `run_id`. A folder and a store of different runs are never mixed: that is an error, too.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -81,8 +82,11 @@ class Mirror:
             raise UserError(f"--workdir={address}: {error}; expected a path, or an address such as gs://...") from error
         self._listing()  # says what is wrong with the credentials before anything is compiled
 
-    def fetch(self) -> None:
+    def fetch(self, step: int | None = None) -> None:
         """Brings the folder up to what the store has.
+
+        Args:
+          step: a checkpoint that is wanted beside the newest one.
 
         Raises:
           UserError: the folder holds another run, or one that the store does not have; the store fails; every
@@ -99,8 +103,9 @@ class Mirror:
                     f"copy {own} to {self.address}/{_RUN_ID}; to start anew, remove the folder"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
-            own.write_text(secrets.token_hex(16))
-            self._try(lambda: self._fs.pipe_file(self._at(_RUN_ID), own.read_bytes()))
+            new = secrets.token_hex(16)
+            self._try(lambda: self._fs.pipe_file(self._at(_RUN_ID), new.encode()))
+            own.write_text(new)  # last: a store that refuses leaves no run here
             return
         theirs = self._try(lambda: self._fs.cat_file(self._at(_RUN_ID))).decode()
         if own.exists() and own.read_text() != theirs:
@@ -118,6 +123,10 @@ class Mirror:
                     self._get(name)
         for kind, steps in newer.items():
             self._fetch_newest(there, kind, steps)
+        complete = (name for name in there if name.endswith(f"/{_MANIFEST}"))
+        wanted = [name for name, (number, _) in _steps(complete, "checkpoints").items() if number == step]
+        if wanted and not (self.folder / wanted[-1]).exists():
+            self._fetch_newest(there, "checkpoints", wanted[-1:])
         own.write_text(theirs)  # last: what was interrupted begins anew
 
     def start(self) -> None:
@@ -153,7 +162,7 @@ class Mirror:
         try:
             self._send()
             self._problem = None
-        except UserError as error:
+        except Exception as error:  # the thread has to live: what fails now may be sent at the next checkpoint
             self._problem = UserError(f"{error}; what was not sent is in {self.folder}, run the same command again")
             if not self._ended:
                 _log.warning("%s; tried again at the next checkpoint", error)
@@ -181,13 +190,16 @@ class Mirror:
     def _remove(self, step: str) -> None:
         files = [name for name in self._listing() if name.startswith(step)]
         for name in sorted(files, key=lambda name: not name.endswith(_MANIFEST)):
-            self._try(lambda name=name: self._fs.rm_file(self._at(name)))
+            with contextlib.suppress(FileNotFoundError):  # gone already, which is what is wanted
+                self._try(lambda name=name: self._fs.rm_file(self._at(name)))
             self._sent.pop(name, None)
 
     def _here(self) -> dict[str, tuple[int, int]]:
         """Path -> size and time of change of every file that belongs to the run; of steps, committed ones alone."""
         found = {}
-        for path in sorted(self.folder.rglob("*")):
+        # Unlike rglob, walk leaves out a folder that goes away while it is listed.
+        listed = (pathlib.Path(root, name) for root, _, names in os.walk(self.folder) for name in names)
+        for path in sorted(listed):
             name = path.relative_to(self.folder).as_posix()
             if _UNFINISHED.search(name):
                 continue

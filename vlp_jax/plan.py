@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -101,7 +102,8 @@ def clips_of(config: Any) -> int | None:
 
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if "JAX_PLATFORMS" not in os.environ:  # which jax has read by now
+        jax.config.update("jax_platforms", "cpu")
     _NAMED.extend(meshes.names(sys.argv))
     launch.run_config_app(main)
 

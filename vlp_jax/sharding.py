@@ -27,6 +27,24 @@ BATCH_AXES = ("replica", "data", "fsdp")
 LOGICAL_AXES = ("embed", "mlp", "heads", "vocabulary", "layers")  # what modules name the dimensions of parameters
 
 
+def mesh_sizes(config: ml_collections.ConfigDict, count: int) -> dict[str, int]:
+    """Axis -> its size on `count` devices, an axis of -1 being the rest.
+
+    Raises:
+      UserError: the sizes do not multiply to that number.
+    """
+    sizes = [config.mesh[axis] for axis in AXES]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh ({text}): expected sizes of 1 or more, at most one of them -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
+        raise UserError(f"config.mesh ({text}) does not fill the {count} devices: expected sizes whose product is that")
+    return dict(zip(AXES, sizes))
+
+
 def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) -> Mesh:
     """Builds the mesh from `config.mesh`; one axis may be -1.
 
@@ -37,21 +55,14 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
       UserError: the axis sizes do not multiply to the number of devices, or `tensor` would run between slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.mesh[axis] for axis in AXES]
+    sizes = list(mesh_sizes(config, len(devices)).values())
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"config.mesh ({text}): expected sizes of 1 or more, at most one of them -1")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        raise UserError(
-            f"config.mesh ({text}) does not fill the {len(devices)} devices: expected sizes whose product is that"
-        )
     slices = set(map(_slice, devices))
     auto = (AxisType.Auto,) * len(AXES)
     if len(slices) == 1:
-        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=auto)
+        # An axis may take part of a dimension of the torus.
+        order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(order, AXES, axis_types=auto)
     between, left = [], len(slices)
     for size in sizes[:3]:
         between.append(math.gcd(size, left))
@@ -65,7 +76,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list | None = None) ->
     inside = [size // ways for size, ways in zip(sizes, between)]
     by_process = not hasattr(devices[0], "slice_index")
     order = mesh_utils.create_hybrid_device_mesh(
-        [*inside, sizes[3]], [*between, 1], devices, process_is_granule=by_process
+        [*inside, sizes[3]],
+        [*between, 1],
+        devices,
+        process_is_granule=by_process,
+        allow_split_physical_axes=True,
     )
     return Mesh(order, AXES, axis_types=auto)
 

@@ -170,7 +170,11 @@ def train(
 
     plan = {"total_steps": total_steps, "records": records, "trained_on": history, "config": config.to_dict()}
 
+    saved = step
+
     def save(step):
+        nonlocal saved
+        saved = step
         writers.flush()  # first: no metrics up to a saved step may be lost, as they would not be written again
         checkpoints.save(step, state, {**plan, "meters": meters.pending, "costs": costs.to_json()})
 
@@ -239,7 +243,8 @@ def train(
             report(in_flight)
             # Once more together: a process that fails at the run's last step has had no later one to say so.
             ended = max(distributed.gather(_FAILED if failed else vote.result))
-            if step and ended and step not in checkpoints.steps():
+            # By what was saved, not by what is listed: on a shared folder processes may see different listings.
+            if step and ended and step != saved:
                 save(step)
             checkpoints.wait()
             if failed:
@@ -258,7 +263,7 @@ def train(
             lock.close()
 
     if step == total_steps:
-        ledger.finish()
+        ledger.finish(lambda own: (sum(distributed.gather(own[0])), sum(distributed.gather(own[1]))))
     said = distributed.gather(ledger.summary())
     for number, text in enumerate(said):
         say(text if len(said) == 1 else f"process {number}: {text}")

@@ -4,9 +4,10 @@ The model is that run's own (`config.init_model`): recipe, model.*, input.image_
 checkpoint, and the command prints what was taken. Clips are seen whole, as Singularity fine-tunes, whatever the
 pre-training masked. The tokenizer is that run's own, too.
 
-What the files share and no system publishes is inferred: batch size 128, warm-up over a tenth of the steps, and the
-steps between two evaluations. Weight decay 0.02 and the decay of the learning rate to 1% are Singularity's of
-pre-training; 12 frames are VindLU's of fine-tuning.
+Weight decay 0.02, the decay of the learning rate to 10% and gradients that are not clipped are those of Singularity's
+released fine-tuning configs; 12 frames are VindLU's of fine-tuning. Inferred: batch size 128 (Singularity has 32 videos
+a GPU and does not say how many GPUs), the steps between two evaluations, and, where a file does not say otherwise,
+warm-up over a tenth of the steps.
 """
 
 from typing import Any
@@ -27,11 +28,13 @@ COMMON: dict[str, Any] = {
     "loss.mlm": 0.0,
     "loss.mvm": 0.0,
     "optimizer.learning_rate": 1e-5,
+    "optimizer.end_share": 0.1,
+    "optimizer.clip_norm": 0.0,
     "evaluation.every_steps": 500,
     "checkpoint.every_steps": 500,
 }
 
-# The embedded clips on a CPU: as many frames as in pre-training, and a rate for small models (inferred).
+# The embedded clips on a CPU: as many frames as in pre-training, and an optimiser for small models (inferred).
 MOVING_SHAPES: dict[str, Any] = {
     **SHAPES,
     "epochs": 3.0,
@@ -39,7 +42,10 @@ MOVING_SHAPES: dict[str, Any] = {
     "input.frames": 4,
     "input.workers": 0,
     "optimizer.learning_rate": 3e-4,
-    "evaluation.every_steps": 50,
+    "optimizer.warmup_share": 0.1,
+    "optimizer.end_share": 0.01,
+    "optimizer.clip_norm": 1.0,
+    "evaluation.every_steps": 20,
     "checkpoint.every_steps": 50,
 }
 

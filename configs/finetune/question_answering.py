@@ -10,8 +10,9 @@ Arguments: `msrvtt_qa`, `msvd_qa`, `activitynet_qa`, `moving_shapes` (embedded, 
 fusion layers ranks the answers (`--config.task.head=classifier` for a classifier over the list instead). The checkpoint
 is chosen by the accuracy of the validation split.
 
-The decoder, lr 1e-5, 10 epochs, questions of 25 and answers of 5 tokens and the 128 answers that are scored in full are
-Singularity's; 12 frames VindLU's; the rest is inferred (configs/finetune/__init__.py). Not run on these sets here.
+The decoder, lr 1e-5, 10 epochs of which half an epoch warms up, questions of 25 and answers of 5 tokens and the 128
+answers that are scored in full are Singularity's; 12 frames VindLU's; the rest is inferred
+(configs/finetune/__init__.py). Not run on these sets here.
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ SHARED: dict[str, Any] = {
     "task.max_answer_tokens": 5,
     "task.shortlist": 128,
     "epochs": 10.0,
+    "optimizer.warmup_share": 0.05,
     "input.max_text_tokens": 25,
     "input.split": "qa_train",
     "evaluation.validation_split": "qa_validation",

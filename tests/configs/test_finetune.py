@@ -104,3 +104,22 @@ def test_the_tokenizer_is_the_other_runs_and_no_other(runs, tmp_path):
     config = config_of("retrieval", "msrvtt", init_from=workdir, **{"input.tokenizer": str(other)})
     with pytest.raises(UserError, match=r"other.txt' \(8 pieces\) is not that of .*vocab.txt \(7 pieces\)"):
         inherit.tokenizer_file(config)
+
+
+PUBLISHED = {
+    ("retrieval", "msrvtt"): (1e-5, 0.0, 5, 32),
+    ("retrieval", "didemo"): (1e-5, 0.0, 10, 64),
+    ("retrieval", "activitynet"): (1e-5, 0.0, 10, 150),
+    ("retrieval", "ssv2"): (1e-5, 0.0, 10, 25),
+    ("retrieval", "ssv2_template"): (1e-4, 0.0, 10, 22),
+    ("question_answering", "msrvtt_qa"): (1e-5, 0.05, 10, 25),
+}
+
+
+@pytest.mark.parametrize(("file", "name"), PUBLISHED)
+def test_rates_schedules_and_lengths_are_those_of_singularitys_released_configs(file, name):
+    config = config_of(file, name)
+    o = config.optimizer
+    found = o.learning_rate, o.warmup_share, config.epochs, config.input.max_text_tokens
+    assert found == PUBLISHED[file, name]
+    assert (o.weight_decay, o.end_share, o.clip_norm, o.b1, o.b2) == (0.02, 0.1, 0.0, 0.9, 0.999)

@@ -73,6 +73,20 @@ def test_the_last_line_of_a_clip_tells_how_many_examples_met_it(tmp_path):
     assert len(rows) < 20
 
 
+def test_at_the_end_the_limit_is_that_of_the_job_for_all_of_its_processes_alike():
+    def one(bad):
+        ledger = Ledger(None, 0.1)
+        ledger.add(batch(["bad"] * bad + [""] * (10 - bad)))
+        return ledger
+
+    add_up = lambda own: (own[0] + 30, own[1])  # three others, without a bad clip
+    one(4).finish(add_up)
+    with pytest.raises(UserError, match="5 of 40"):
+        one(5).finish(add_up)
+    with pytest.raises(UserError, match="4 of 10"):
+        one(4).finish()
+
+
 def test_the_summary_counts_the_five_most_frequent_reasons():
     ledger = Ledger(None, 1.0)
     errors = [f"truncated: {n} of 90 frames are there" for n in range(7)] + ["empty caption"] * 3

@@ -58,6 +58,28 @@ def test_bytes_of_shapes(shape, size):
     assert hlo.array_bytes(shape) == size
 
 
+ASYNCHRONOUS = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: f32[128,512]) -> f32[512,512] {
+  %p = f32[128,512]{1,0} parameter(0)
+  %gather = (f32[128,512]{1,0}, f32[512,512]{1,0}) all-gather-start(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  %sum = f32[128,512]{1,0} all-reduce-start(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  %moved = (f32[128,512]{1,0}, f32[128,512]{1,0}, u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
+  ROOT %done = f32[512,512]{1,0} all-gather-done(%gather)
+}
+"""
+
+
+def test_what_starts_a_collective_has_its_results_bytes():
+    found = {c.kind: c.bytes for c in hlo.Program(ASYNCHRONOUS, {"data": 4}).collectives()}
+    part = 128 * 512 * 4
+    assert found == {"all-gather": 4 * part, "all-reduce": part, "collective-permute": part}
+
+
+def test_elements_of_a_tuples_shape():
+    assert hlo.elements("(f32[1,2]{1,0:T(8,128)}, (s32[], u8[3]))") == ["f32[1,2]{1,0:T(8,128)}", "(s32[], u8[3])"]
+
+
 def test_a_loop_that_does_not_count_is_refused():
     with pytest.raises(ValueError, match="cannot tell how often loop loop runs"):
         hlo.Program(TEXT.replace("direction=LT", "direction=NE"), MESH).collectives()

@@ -47,6 +47,39 @@ def test_the_largest_batch_that_fits_is_found_by_halving(config, compiled):
     assert report.largest_batch(config, SLICE, 100) == 256
 
 
+def test_a_batch_that_does_not_divide_when_halved_is_cut_to_what_does(config, compiled):
+    config.batch_size = 768
+    config.accumulate_steps = 4  # with 16 devices: multiples of 64
+    seen = compiled(lambda c: c.batch_size * 2**27)
+    assert report.largest_batch(config, SLICE, 100) == 64
+    assert [c.batch_size for c in seen][:: len(program.kinds_of(config))] == [384, 192, 64]
+
+
+def test_a_gpus_room_is_the_share_of_its_memory_that_jax_takes(monkeypatch):
+    one = topology.Topology("h200:1", [object()], CHIPS["h200"])
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert one.room == 0.75 * CHIPS["h200"].hbm and SLICE.room == CHIPS["v5e"].hbm
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert one.room == 0.9 * CHIPS["h200"].hbm
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 26.5G of 15.75G hbm.", (26.5, 15.75)),
+        ("RESOURCE_EXHAUSTED: Allocation (size=3221225472) would exceed memory (size=2147483648) ::", (3, 2)),
+        ("It needs 100 bytes (98.58G) where there are (94.74G)", (98.58, 94.74)),
+    ],
+)
+def test_what_the_compiler_lacks_is_read_from_every_form_of_its_message(message, found):
+    assert program._out_of_memory(message) == tuple(round(gib * 2**30) for gib in found)
+
+
+def test_a_message_without_numbers_is_an_error_that_quotes_it():
+    with pytest.raises(UserError, match="does not say by how much: 'RESOURCE_EXHAUSTED: too much"):
+        program._out_of_memory("RESOURCE_EXHAUSTED: too much")
+
+
 def test_no_batch_may_fit_at_all(config, compiled):
     compiled(lambda c: 2**40, refuse=lambda c: c.batch_size < 64)
     assert report.largest_batch(config, SLICE, 100) == 0
@@ -59,7 +92,7 @@ def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_onl
     config.batch_size = 256
     assert report.search(config, SLICE, 100, None, True)
     assert all(math.prod(c.mesh[axis] for axis in ("replica", "data", "fsdp", "tensor")) == 16 for c in seen)
-    assert {c.model.remat for c in seen} == {"none", "dots", "full"} and {c.batch_size for c in seen} == {256, 512}
+    assert {c.model.remat for c in seen} == {"none", "dots", "full"} and {c.batch_size for c in seen} == {128, 256, 512}
     lines = capsys.readouterr().out.splitlines()
     ranked = [line for line in lines if line.startswith("batch ")]
     rates = [float(line[48:].split()[0].replace(",", "")) for line in ranked]

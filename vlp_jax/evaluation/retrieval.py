@@ -95,11 +95,17 @@ class Retrieval:
         model = nnx.merge(graph, abstract_params)
         recipe.require(model, recipe.DualEncoder, "retrieval")
         if not config.loss.vtc:
-            raise UserError(f"retrieval needs embeddings that were trained, but {config.name} has config.loss.vtc = 0")
+            raise UserError(
+                f"retrieval needs embeddings that were trained, but {config.name} has config.loss.vtc = 0: take a run "
+                "with config.loss.vtc above 0"
+            )
         if rerank:
             recipe.require(model, recipe.Matcher, "reranking")
             if model.match_head is None:
-                raise UserError(f"rerank = {rerank} needs a matching head, but the model was trained with loss.vtm = 0")
+                raise UserError(
+                    f"rerank = {rerank} needs a matching head, but the model was trained with config.loss.vtm = 0: set "
+                    "--rerank=0, in training config.evaluation.rerank=0, or take a run with config.loss.vtm above 0"
+                )
         self.config, self.source, self.tokenizer, self.mesh, self.rerank = config, source, tokenizer, mesh, rerank
         sources.check_task(source, "pretrain", config.input)
         ways = mesh.size // mesh.shape["tensor"]

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -120,11 +120,15 @@ class Ledger:
                 self._append_clip(key)
         if self._clips and self.seen >= 2 * self._written:
             self._append({})
-        if self.seen - self._before[0] >= self._min_examples:
-            self._check()
+        seen, bad = self._own()
+        if seen >= self._min_examples:
+            self._check(seen, bad)
 
-    def finish(self) -> None:
+    def finish(self, add_up: Callable[[tuple[int, int]], tuple[int, int]] = lambda own: own) -> None:
         """Writes the final counts, and applies the limit whatever the number of examples.
+
+        Args:
+          add_up: this process's (seen, bad) -> those of all processes of the job, so that all come to one end.
 
         Raises:
           UserError: the share of bad examples is over the limit.
@@ -134,7 +138,7 @@ class Ledger:
                 self._append_clip(key)
         if self._clips:
             self._append({})
-        self._check()
+        self._check(*add_up(self._own()))
 
     def summary(self) -> str:
         """One line: how many examples and clips were bad, the five most frequent reasons, and where all are listed."""
@@ -157,8 +161,11 @@ class Ledger:
         with self._path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry | {"seen": self.seen, "bad": self.bad}, ensure_ascii=False) + "\n")
 
-    def _check(self) -> None:
-        seen, bad = self.seen - self._before[0], self.bad - self._before[1]
+    def _own(self) -> tuple[int, int]:
+        """Examples that this process saw, and the bad ones among them."""
+        return self.seen - self._before[0], self.bad - self._before[1]
+
+    def _check(self, seen: int, bad: int) -> None:
         if bad <= self._max_bad_share * seen:
             return
         examples = "; ".join(f"{c['clip_id']!r} ({c['origin']}): {c['error']}" for c in list(self._clips.values())[:3])

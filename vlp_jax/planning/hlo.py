@@ -180,8 +180,10 @@ class Program:
         # On TPUs a reduce-scatter is an all-reduce and a slice, in a computation of that name.
         kind = "reduce-scatter" if "reduce-scatter" in step.computation else _kind(i.opcode)
         parts = [step.own[name].shape for name in i.operands if name in step.own]
-        size = max(array_bytes(i.shape) // (2 if i.opcode.endswith("-start") and i.shape.startswith("(") else 1), 1)
-        size = max(size, sum(map(array_bytes, parts)))
+        # What starts a gather or a permutation has its inputs, then its outputs, in one tuple.
+        pair = i.opcode in ("all-gather-start", "collective-permute-start") and i.shape.startswith("(")
+        result = elements(i.shape)[1] if pair else i.shape
+        size = max(array_bytes(result), sum(map(array_bytes, parts)), 1)
         groups = _groups(i.rest)
         if groups is None:
             groups = np.arange(math.prod(self._mesh.values()))[None]
@@ -237,6 +239,19 @@ def _called(i: Instruction) -> dict[str, tuple[str, ...]]:
     branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
     if branches:
         out["branch_computations"] = tuple(re.findall(r"[\w.\-]+", branches[1]))
+    return out
+
+
+def elements(shape: str) -> list[str]:
+    """The members of a tuple's shape."""
+    out, depth, start = [], 0, 1
+    for at, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or not depth:
+            out.append(shape[start:at].strip())
+            start = at + 1
+        if not depth:
+            break
     return out
 
 

@@ -13,7 +13,7 @@ from vlp_jax import sharding
 from vlp_jax import state as state_lib
 from vlp_jax.planning import hlo, topology
 from vlp_jax.telemetry import costs, flops
-from vlp_jax.types import Batch
+from vlp_jax.types import Batch, UserError
 
 GIB = 2**30
 
@@ -146,7 +146,7 @@ def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabula
     total = sum(memory.values())
     return Compiled(
         kind,
-        place.chip is None or total <= place.chip.hbm,
+        place.chip is None or total <= place.room,
         memory,
         total,
         0.0,
@@ -185,11 +185,16 @@ def flops_error(config: Any, kind: StepKind, vocabulary: int) -> float:
 
 def _out_of_memory(message: str) -> tuple[int, int]:
     """Bytes of temporaries that a program needs, and of all memory that there is, as the compiler says it."""
-    sizes = re.findall(r"\(([\d.]+)([KMG]?)\)", message)
+    size = r"([\d.]+)([KMG]?)"
+    forms = (rf"Used {size} of {size} hbm", rf"\(size={size}\).*\(size={size}\)", rf"\({size}\).*?\({size}\)")
+    found = next(filter(None, (re.search(form, message, flags=re.S) for form in forms)), None)
+    if found is None:
+        raise UserError(
+            f"the step does not fit, and the compiler does not say by how much: {message[:300]!r}; try a smaller "
+            "config.batch_size, config.model.remat=dots or full, or more devices"
+        )
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": GIB}
-    if len(sizes) < 2:
-        raise ValueError(f"cannot read how much memory the compiler needs: {message[:300]}")
-    need, limit = (round(float(number) * unit[letter]) for number, letter in sizes[:2])
+    need, limit = (round(float(found[i]) * unit[found[i + 1]]) for i in (1, 3))
     return need, limit
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ def table(step: program.Compiled, place: topology.Topology) -> str:
     for name, size in step.memory.items():
         if size:
             lines.append(f"  {name:12}{size / _GIB:10.3f} GiB")
-    limit = step.limit or (place.chip.hbm if place.chip else 0)
+    limit = step.limit or place.room
     room = f" of {limit / _GIB:.2f}" if limit else ""
     lines.append(f"  {'total':12}{step.total / _GIB:10.3f} GiB{room} a device")
     again = step.executed_flops / step.model_flops - 1
@@ -102,17 +103,21 @@ def summary(config: Any, place: topology.Topology, steps: list[program.Compiled]
 
 
 def largest_batch(config: Any, place: topology.Topology, vocabulary: int) -> int:
-    """The largest batch, halving the config's, that fits; 0 where none does."""
-    batch = config.batch_size // 2
+    """The largest of a half, a quarter ... of the config's batch that fits, each cut to what divides over the mesh; 0
+    where none does."""
+    mesh = sharding.mesh_sizes(config, len(place.devices))
+    unit = math.prod(mesh[axis] for axis in sharding.BATCH_AXES) * config.accumulate_steps
+    half = lambda batch: batch // 2 // unit * unit
+    batch = half(config.batch_size)
     while batch:
         other = config_lib.update(config.copy_and_resolve_references(), {"batch_size": batch})
         try:
             kinds = program.kinds_of(other)
             if all(program.compile_step(other, place, kind, vocabulary).fits for kind in kinds):
                 return batch
-        except UserError:  # it no longer divides over the devices
+        except UserError:  # config.similarity_rows no longer divides it
             return 0
-        batch //= 2
+        batch = half(batch)
     return 0
 
 
@@ -121,14 +126,14 @@ def search(config: Any, place: topology.Topology, vocabulary: int, clips: int | 
     if place.chip is None:
         raise UserError("--search ranks by an estimate of time, which needs a chip with known peaks, not a CPU")
     devices = len(place.devices)
-    splits = []
-    for tensor, fsdp in itertools.product((1, 2, 4), (1, 4, 16, 64, devices)):
+    splits = [sharding.mesh_sizes(config, devices)]
+    for tensor, fsdp in itertools.product((1, 2, 4), (1, 4, 16, 64, devices // place.slices)):
         rest = devices // place.slices
         if rest % (tensor * fsdp) == 0 and fsdp <= rest:
             splits.append({"replica": place.slices, "data": rest // (tensor * fsdp), "fsdp": fsdp, "tensor": tensor})
     splits = [dict(items) for items in dict.fromkeys(tuple(split.items()) for split in splits)]
-    tried = []
-    cases = list(itertools.product(splits, ("none", "dots", "full"), (config.batch_size, 2 * config.batch_size)))
+    tried, batches = [], config.batch_size
+    cases = list(itertools.product(splits, ("none", "dots", "full"), sorted({batches // 2, batches, 2 * batches})))
     for number, (split, remat, batch) in enumerate(cases, 1):
         changes = {"model.remat": remat, "batch_size": batch, **{f"mesh.{axis}": n for axis, n in split.items()}}
         other = config_lib.update(config.copy_and_resolve_references(), changes)

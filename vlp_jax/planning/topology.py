@@ -34,6 +34,15 @@ class Topology:
     slices: int = 1
     compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def room(self) -> float:
+        """Bytes of a device's memory that programs may use: of a GPU's the share that JAX takes, 75% unless
+        XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; 0 where nothing is known."""
+        if self.chip is None:
+            return 0.0
+        share = 1.0 if self.chip.dimensions else float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or 0.75)
+        return share * self.chip.hbm
+
 
 def find(name: str) -> Topology:
     """The devices of a name: `v5e:16x16`, `v5p:4x4x4`, `v5e:16x16 x2` (two slices), `h200:8 x4` (four hosts), `cpu:8`.

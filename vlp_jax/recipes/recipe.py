@@ -98,4 +98,7 @@ def build(config: ml_collections.ConfigDict, tokenizer: Any, rngs: nnx.Rngs) -> 
 def require(model: Any, capability: type, purpose: str) -> None:
     """Refuses a recipe that lacks what `purpose` needs."""
     if not isinstance(model, capability):
-        raise UserError(f"{purpose} needs a recipe that is a {capability.__name__}; {type(model).__name__} is not one")
+        raise UserError(
+            f"{purpose} needs a recipe that is a {capability.__name__}; {type(model).__name__} is not one: take a run "
+            f"of another config.recipe ({', '.join(sorted(RECIPES))})"
+        )

@@ -6,8 +6,9 @@ its last 3 with cross-attention to all frames; VTC as the mean over the frames o
 MLM of half of the words; images and videos in batches of one kind that alternate, videos with 4 frames; 12 frames in
 fine-tuning.
 
-Different here: the text tower is pre-norm; no layer scale, no dropout and no stochastic depth; the table of positions
-is interpolated for fewer frames, not cut.
+Different here: the text tower is pre-norm; no layer scale, no dropout and no stochastic depth; hard negatives come from
+the global batch (the code's are each GPU's own); a pair is scored by the difference of VTM's two logits, not by the
+second; the table of positions is interpolated for fewer frames, not cut.
 """
 
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ class Vindlu(AlignAndFuse):
         del masked
         key_of = self.key_of(batch, key)
 
-        # Encode the frames, each block looking over time first.
+        # Encode the frames, each block looking over time at its end.
         video = self.encode_video(batch.video)
 
         # Encode the words, once whole and once masked; contrast.
