@@ -9,8 +9,9 @@ Three steps, each of which skips what is done, so that the same command goes on 
    and all: what else the machine does meanwhile changes no result. SMAUG and Singularity spend twice as many steps on
    one frame as then on four, as Singularity's authors do. Retrieval on the validation split is measured on the way and
    not timed.
-3. `report`: retrieval of the test split, without fine-tuning, with 95% intervals, a curve as PNG, and for each mark of R@1 the
-   seconds and the FLOPs that SMAUG and Singularity need to reach it: interpolated, in their logarithm, between runs.
+3. `report`: retrieval of the test split, without fine-tuning, with 95% intervals, a curve as PNG, and for each mark of
+   R@1 the seconds and the FLOPs that SMAUG and Singularity need to reach it: interpolated, in their logarithm, between
+   runs.
    A run has taken what its steps take at the measured speeds, which need not be those that it was planned with; a ratio
    of seconds is followed by the smallest and the largest that a single round of measurements gives.
 

@@ -141,3 +141,25 @@ def test_the_binary_prints_a_table_and_one_line_of_json(tmp_path):
     ):
         done = call(*words)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_caption_that_clips_share_is_one_query_of_the_first_direction():
+    def shared(to_video, to_text):
+        rows = [
+            {
+                "query_id": f"c{i}:0",
+                "clip_id": f"c{i}",
+                "caption": f"t{i // 3}",
+                "text_to_video_rank": to_video[i // 3],
+                "video_to_text_rank": rank,
+            }
+            for i, rank in enumerate(to_text)
+        ]
+        return {"task": "retrieval", "dataset": "data", "split": "test", "positives": "caption", "per_query": rows}
+
+    a, b = shared([1, 5], [1, 1, 1, 2, 2, 2]), shared([5, 1], [1, 1, 1, 1, 1, 2])
+    found = compare.compare(a, b, samples=50, seed=0)["metrics"]
+    assert (found["text_to_video/R@1"]["a"], found["text_to_video/R@1"]["b"]) == (50, 50)
+    assert found["video_to_text/R@1"]["a"] == 50 and found["video_to_text/R@1"]["b"] == pytest.approx(100 * 5 / 6)
+    with pytest.raises(UserError, match="different positives: 'caption' and 'clip'"):
+        compare.compare(a, {**b, "positives": "clip"}, samples=50, seed=0)

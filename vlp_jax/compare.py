@@ -69,9 +69,10 @@ def compare(a: dict[str, Any], b: dict[str, Any], *, samples: int, seed: int) ->
     """
     rows_a, rows_b = _paired_rows(a, b)
     metrics: dict[str, dict[str, float]] = {}
-    for name, index, column, statistic, names in _measures(rows_a):
+    shared = a.get("positives") == "caption"
+    for name, index, column, statistic, names in _measures(rows_a, shared):
         one, other = (np.array([rows[i][column] for i in index]) for rows in (rows_a, rows_b))
-        clips = [rows_a[i].get("clip_id", rows_a[i]["query_id"]) for i in index]
+        clips = [rows_a[i].get("caption" if shared else "clip_id", rows_a[i]["query_id"]) for i in index]
         change = statistics.paired(one, other, statistic, groups_Q=clips, samples=samples, seed=seed)
         measured = {"a": statistic(one), "b": statistic(other), **change}
         for i, metric in enumerate(names):
@@ -124,8 +125,8 @@ def _paired_rows(a, b):
 
     if _task(a) != _task(b):
         refuse("tasks", repr(_task(a)), repr(_task(b)))
-    for key, what in (("dataset", "data"), ("split", "splits")):
-        one, other = a.get(key), b.get(key)
+    for key, what in (("dataset", "data"), ("split", "splits"), ("positives", "positives")):
+        one, other = (result.get(key, "clip" if key == "positives" else None) for result in (a, b))
         if one != other and not (key == "dataset" and one and other and os.path.abspath(one) == os.path.abspath(other)):
             refuse(what, repr(one), repr(other))
     rows, others = a["per_query"], {row["query_id"]: row for row in b["per_query"]}
@@ -149,14 +150,20 @@ def _paired_rows(a, b):
     return rows, [others[row["query_id"]] for row in rows]
 
 
-def _measures(rows):
-    """Yields `(name, rows, column, statistic, names of its numbers)` of everything that can be compared."""
+def _measures(rows, shared):
+    """Yields `(name, rows, column, statistic, names of its numbers)` of everything that can be compared.
+
+    Args:
+      shared: whether clips share captions.
+    """
     everything = list(range(len(rows)))
     if _columns(rows[0]) == _RANKS:
-        # A clip is one query of the second direction, whatever the number of its captions.
-        first = list({row["clip_id"]: i for i, row in reversed(list(enumerate(rows)))}.values())
+        # A clip is one query of the second direction, whatever the number of its captions; and a caption that clips
+        # share is one query of the first.
+        once = lambda key: list({row[key]: i for i, row in reversed(list(enumerate(rows)))}.values())
+        first = once("clip_id")
         statistic: Callable = lambda x: np.array(list(ranking.summarise(x).values()))
-        for column, index in zip(_RANKS, (everything, first)):
+        for column, index in zip(_RANKS, (once("caption") if shared else everything, first)):
             yield column.removesuffix("_rank"), index, column, statistic, ranking.METRICS
         return
     percent: Callable = lambda x: np.array([100 * x.mean()])

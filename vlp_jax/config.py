@@ -62,7 +62,9 @@ def defaults() -> ml_collections.ConfigDict:
     i.start_column = ""  # table: column holding where the clip starts in the video, seconds; "" for whole videos
     i.end_column = ""  # table: column holding where it ends; given together with start_column, or not at all
     i.caption_key = ""  # shards: key of a sample's .json that holds the caption, a.b for b in a; "" takes its .txt
-    i.positives = "clip"  # clip | caption: which rows of a batch are positives of each other besides themselves
+    # clip | caption: which rows are positives of each other besides themselves, in a batch and, in retrieval, at test;
+    # caption is for data whose clips share captions.
+    i.positives = "clip"
     i.frames = 4  # T, frames sampled from a clip
     i.image_size = 224  # height and width after the crop, pixels
     i.crop_scale = (0.5, 1.0)  # training crop's share of the frame's area, (low, high); (1, 1) squashes the whole frame

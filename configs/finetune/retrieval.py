@@ -16,9 +16,8 @@ and the rerank of the best 128 are Singularity's; 12 frames, and 32 at test for 
 everything of MSVD and LSMDC, and what configs/finetune/__init__.py names. SSv2's labels say left and right: no flips.
 Not run on these sets here.
 
-One clip is right for a caption. Singularity counts every clip of an SSv2 label or template as right for it, which is
-not implemented: numbers on SSv2 are not comparable with published ones, and far lower on templates, which many clips
-share.
+Every clip of an SSv2 label or template is right for it (`input.positives`), in contrast and at test, as Singularity
+evaluates them.
 
 With a retrieval model the multiple-choice test MSRVTT-MC needs no training (Singularity). Its 2,990 clips are the
 official test split, most of which train_9k holds: for it, train on train_7k::
@@ -47,6 +46,7 @@ SHARED: dict[str, Any] = {
 SSV2: dict[str, Any] = {
     "input.path": "datasets/ssv2",
     "input.flip": False,
+    "input.positives": "caption",  # many clips share a template, and some a label
 }
 
 SETS: dict[str, dict[str, Any]] = {
@@ -80,7 +80,6 @@ SETS: dict[str, dict[str, Any]] = {
         "optimizer.learning_rate": 1e-4,
         "input.max_text_tokens": 22,
         "input.split": "template_train[kept]",
-        "input.positives": "caption",  # many clips share a template
         "evaluation.validation_split": "template_train[held_out]",
         "evaluation.split": "template_validation_small",
     },

@@ -6,8 +6,8 @@ Annotations, each where its file is there:
     template_train, template_validation    the caption is the template, "Moving something away from the camera", which
                                            many clips share: set input.positives = 'caption'
     label_validation_small, template_validation_small
-                                           the test sets of the retrieval tasks, from Singularity's annotations; in the
-                                           latter several clips answer each caption
+                                           the test sets of the retrieval tasks, from Singularity's annotations;
+                                           several clips answer a caption: input.positives = 'caption' counts them all
 
 Rows of the first four carry their class, the template: `label`, in words, and `label_id`, its number in labels.json, 0
 to 173. They serve classification as well as retrieval.

@@ -108,10 +108,15 @@ def config(tiny_config):
     return tiny_config({"evaluation.batch_size": 2, "evaluation.bootstrap": 0})
 
 
-def oracle(rows, broken, dual, match, k):
+def oracle(rows, broken, dual, match, k, shared=False):
     """Ranks of both directions, from full matrices in plain loops."""
     clips = list(dict.fromkeys(clip for clip, _ in rows))
-    text = [int(caption) if caption else None for _, caption in rows]
+    if shared:  # what a clip has beside its first caption is empty, or the same
+        of = {clip: next((t for c, t in rows if c == clip and t), "") for clip in clips}
+        queries = [([c for c in clips if of[c] == text], text) for text in dict.fromkeys(of.values())]
+    else:
+        queries = [([clip], caption) for clip, caption in rows]
+    text = [int(caption) if caption else None for _, caption in queries]
     # A clip without any caption is a bad example to the loader.
     broken = broken | (set(clips) - {clip for clip, caption in rows if caption})
 
@@ -131,15 +136,15 @@ def oracle(rows, broken, dual, match, k):
         return missed
 
     to_video, to_text = [], []
-    for (clip, _), t in zip(rows, text):
-        hidden = clip in broken or t is None
+    for (right, _), t in zip(queries, text):
+        hidden = set(right) <= broken or t is None
         scores = [None if hidden or c in broken else dual[c, t] for c in clips]
         others = [None if hidden else match[c, t] for c in clips]
-        to_video.append(one([c == clip for c in clips], scores, others, max(len(clips) + 1, 11)))
+        to_video.append(one([c in right for c in clips], scores, others, max(len(clips) + 1, 11)))
     for clip in clips:
         scores = [None if clip in broken or t is None else dual[clip, t] for t in text]
         others = [None if t is None else match[clip, t] for t in text]
-        to_text.append(one([c == clip for c, _ in rows], scores, others, max(len(rows) + 1, 11)))
+        to_text.append(one([clip in right for right, _ in queries], scores, others, max(len(queries) + 1, 11)))
     return to_video, to_text
 
 
@@ -175,6 +180,38 @@ def test_both_directions_equal_a_brute_force_oracle(config, case, rerank, batch_
     assert [row["video_to_text_rank"] for row in got["per_query"]] == [of_clip[clip] for clip, _ in rows]
     assert got["text_to_video"] == ranking.summarise(np.array(to_video))
     assert got["video_to_text"] == ranking.summarise(np.array(to_text))
+
+
+@hypothesis.settings(max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(cases(), st.sampled_from([0, 1, 2, 20]), st.integers(1, 4))
+def test_where_clips_share_captions_each_is_one_query_and_all_its_clips_are_right(config, case, rerank, batch_size):
+    rows, broken, embed_clips, embed_texts, match = case
+    of = dict(reversed(rows))
+    rows = [(clip, text and of[clip]) for clip, text in rows]  # one caption a clip, or none
+    own = config.copy_and_resolve_references()
+    config_lib.update(own, {"evaluation.batch_size": batch_size, "input.positives": "caption"})
+    got = evaluate(own, Lookup(embed_clips, embed_texts, match), Source(rows, broken), rerank)
+    to_video, to_text = oracle(rows, broken, embed_clips @ embed_texts.T, match, rerank, shared=True)
+    assert got["text_to_video"] == ranking.summarise(np.array(to_video))
+    assert got["video_to_text"] == ranking.summarise(np.array(to_text))
+    assert [row["video_to_text_rank"] for row in got["per_query"]] == to_text
+    of_caption = {row["caption"].strip(): row["text_to_video_rank"] for row in got["per_query"]}
+    assert list(of_caption.values()) == to_video
+
+
+def test_shared_captions_are_counted_and_chance_is_that_of_any_right_clip(config):
+    config.input.positives = "caption"
+    result = evaluate(config, lookup(), Source([(0, "1"), (1, "2"), (2, "1"), (3, "1")]))
+    assert (result["queries"], result["clips"], result["positives"]) == (2, 4, "caption")
+    assert result["clips_per_caption"] == {"min": 1, "max": 3}
+    text = retrieval.table(result, "")
+    assert "1 to 3 clips a caption, all right for it" in text and "chance R@1 50.00" in text
+
+
+def test_a_clip_of_two_captions_cannot_share_them(config):
+    config.input.positives = "caption"
+    with pytest.raises(UserError, match=r"clip 'clip 0' has the captions '3' and '4'.*expected one a clip"):
+        evaluate(config, lookup(), Source([(0, "3"), (1, "3"), (0, "4")]))
 
 
 def lookup(clips=4):

@@ -34,7 +34,7 @@ def compiled(monkeypatch):
             ones = dict.fromkeys(sizes, 1)
             work = flops(config)
             fits = total <= place.chip.hbm
-            return program.Compiled(kind, fits, {"all": total}, total, 0.0, sizes, ones, work, work, 0, [], 0.1)
+            return program.Compiled(kind, fits, {"all": total}, total, 0.0, sizes, ones, work, work, work, 0, [], 0.1)
 
         monkeypatch.setattr(program, "compile_step", compile_step)
         return seen

@@ -39,6 +39,30 @@ def test_without_libtpu_the_message_names_it():
         topology.find("v5e:4x4")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs")
+def test_every_named_mesh_fills_its_slice_and_axes_may_split_a_dimension_of_the_torus():
+    code = """
+import ml_collections
+from vlp_jax import meshes, sharding
+from vlp_jax.planning import topology
+
+found = {}
+for mesh in meshes.MESHES.values():
+    if mesh.topology.startswith("v"):
+        devices = topology.find(mesh.topology).devices
+        half = {**mesh.sizes, "fsdp": mesh.fsdp // 2, "data": 2 * mesh.data}
+        for sizes in (mesh.sizes, half):
+            config = ml_collections.ConfigDict({"mesh": sizes})
+            assert dict(sharding.make_mesh(config, devices).shape) == sizes
+        found[mesh.topology] = len(devices)
+print(len(found))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "6"
+
+
 @pytest.mark.skipif(not CUDA, reason="needs JAX's CUDA plugin, which compiles for GPUs that are not there")
 @pytest.mark.parametrize(("name", "count", "hosts"), [("h200:8", 8, 1), ("a100:4 x2", 8, 2), ("l4:1", 1, 1)])
 def test_gpus_that_are_not_there_are_found(name, count, hosts):

@@ -1,8 +1,10 @@
 """Retrieval between clips and captions: dual-encoder scores, optionally reranked by the matching head.
 
 What a query is, is a property of the data: rows of one clip_id are captions of one clip, and a paragraph is one caption
-where the annotations hold it as one. The result says how many captions a clip has and how long they are, so that nobody
-takes a number of one protocol for that of another.
+where the annotations hold it as one. Where `config.input.positives` is "caption", clips share captions (the templates
+of Something-Something): equal captions are one query, and every clip that has it is right for it. The result says how
+many captions a clip has, how many clips a caption, and how long they are, so that nobody takes a number of one protocol
+for that of another.
 """
 
 from collections.abc import Iterator
@@ -31,7 +33,8 @@ class Captions:
     Attributes:
       texts: Q captions, in the source's order.
       ids: Q names, `clip_id:number`, the number counting the captions of that clip from 0.
-      clip_Q: int32, number of each caption's clip; clips are numbered as they first occur.
+      clip_Q: int32, number of each caption's clip, of a shared one the first; clips are numbered as they first occur.
+      group_Q, group_C: int32; a caption and a clip of one group are right for each other.
       clip_ids: C names.
       records: int `[C]`, the record that each clip is read from: its first one with a caption.
       valid_Q: bool, False for empty captions, which find nothing and are found by nothing.
@@ -40,7 +43,7 @@ class Captions:
       cut: captions longer than L.
     """
 
-    def __init__(self, source: Any, tokenizer: Any):
+    def __init__(self, source: Any, tokenizer: Any, shared: bool = False):
         annotations = [source.annotation(i) for i in range(len(source))]
         self.texts = [a.caption for a in annotations]
         numbers: dict[str, int] = {}
@@ -56,15 +59,50 @@ class Captions:
         # A record without a caption counts as bad whatever its clip: it stands for the clip only where all are so.
         order = np.lexsort((np.arange(len(self.texts)), ~self.valid_Q, self.clip_Q))
         self.records = order[np.searchsorted(self.clip_Q[order], np.arange(len(numbers)))]
+        self.group_Q, self.group_C = self.clip_Q, np.arange(len(numbers), dtype=np.int32)
+        self.shared = shared
+        if shared:
+            self._share()
         ids, mask, self.cut = tokenizer.encode(self.texts)
         rows = np.concatenate([ids, mask], axis=1)
         _, first, text_Q = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         self.token_ids, self.token_mask, self.text_Q = ids[first], mask[first], text_Q.reshape(-1)
 
+    def _share(self) -> None:
+        """Makes equal captions one query, right for all clips that have it."""
+        text_C = [""] * len(self.clip_ids)
+        for text, clip in zip(self.texts, self.clip_Q.tolist()):
+            text = text.strip()
+            if text and text_C[clip] not in ("", text):
+                raise UserError(
+                    f"clip {self.clip_ids[clip]!r} has the captions {text_C[clip]!r} and {text!r}, but "
+                    "config.input.positives = 'caption' means one caption for many clips; expected one a clip, or "
+                    "config.input.positives = 'clip'"
+                )
+            text_C[clip] = text_C[clip] or text
+        numbers: dict[str, int] = {}
+        self.group_C = np.array([numbers.setdefault(text, len(numbers)) for text in text_C], np.int32)
+        first: dict[str, int] = {}
+        for row, (text, clip) in enumerate(zip(self.texts, self.clip_Q.tolist())):
+            if text.strip() == text_C[clip]:
+                first.setdefault(text.strip(), row)
+        rows = [first[text] for text in numbers]
+        self.texts, self.ids = [self.texts[row] for row in rows], [self.ids[row] for row in rows]
+        self.clip_Q, self.valid_Q = self.clip_Q[rows], self.valid_Q[rows]
+        self.group_Q, self.count_C = np.arange(len(rows), dtype=np.int32), np.ones_like(self.count_C)
+
+    def rows(self) -> list[tuple[str, int, int]]:
+        """`(name, clip, caption)` of every pair that belongs together: of each caption, or of each clip if shared."""
+        if self.shared:
+            return [(f"{name}:0", clip, int(self.group_C[clip])) for clip, name in enumerate(self.clip_ids)]
+        return list(zip(self.ids, self.clip_Q.tolist(), range(len(self.texts))))
+
     def described(self) -> dict[str, Any]:
-        """What kind of queries these are: captions a clip, and the median of the words a caption."""
+        """What kind of queries these are: captions a clip, clips a caption, and the median of the words a caption."""
+        clips_Q = np.bincount(self.group_C)[self.group_Q]
         return {
             "captions_per_clip": {"min": int(self.count_C.min()), "max": int(self.count_C.max())},
+            "clips_per_caption": {"min": int(clips_Q.min()), "max": int(clips_Q.max())},
             "words_per_caption": float(np.median([len(text.split()) for text in self.texts])),
         }
 
@@ -110,7 +148,7 @@ class Retrieval:
         sources.check_task(source, "pretrain", config.input)
         ways = mesh.size // mesh.shape["tensor"]
         self.batch_size = -(-config.evaluation.batch_size // ways) * ways
-        self.captions = Captions(source, tokenizer)
+        self.captions = Captions(source, tokenizer, config.input.positives == "caption")
         spread = sharding.batch_sharding(mesh)
 
         def encode_clips(params, video):
@@ -133,12 +171,12 @@ class Retrieval:
         `config.evaluation.bootstrap` is 0. `clip_passes` is 2 where reranking had to encode the clips anew.
         """
         c, captions = self.config.evaluation, self.captions
-        clip_C = np.arange(len(captions.clip_ids), dtype=np.int32)
+        group_Q, group_C = captions.group_Q, captions.group_C
         with sharding.use_mesh(self.mesh):
             texts_UxE, words = self._texts(params)
             clips_CxE, valid_C, bad, tokens = self._clips(params)
             texts_QxE = texts_UxE[captions.text_Q]
-            text_side, clip_side = (texts_QxE, captions.clip_Q), (clips_CxE, clip_C)
+            text_side, clip_side = (texts_QxE, group_Q), (clips_CxE, group_C)
             rank = lambda queries, gallery, valid: ranking.rank(
                 queries[0], gallery[0], queries[1], gallery[1], valid, mesh=self.mesh, shortlist=self.rerank
             )
@@ -146,21 +184,25 @@ class Retrieval:
             rank_Q, rank_C = to_video.rank_Q, to_text.rank_Q
             if self.rerank:
                 match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
-                own = captions.clip_Q
-                rank_Q = ranking.rerank(to_video, to_video.shortlist_QxK == own[:, None], match_video)
-                rank_C = ranking.rerank(to_text, own[to_text.shortlist_QxK] == clip_C[:, None], match_text)
+                rank_Q = ranking.rerank(to_video, group_C[to_video.shortlist_QxK] == group_Q[:, None], match_video)
+                rank_C = ranking.rerank(to_text, group_Q[to_text.shortlist_QxK] == group_C[:, None], match_text)
         # What did not decode, or has no words, has found nothing and is found by nothing.
-        has_text_C = np.bincount(captions.clip_Q, captions.valid_Q, len(clip_C)) > 0
-        rank_Q = np.where(valid_C[captions.clip_Q] & captions.valid_Q, rank_Q, max(len(clip_C) + 1, ranking.MISSED))
+        has_text_C = np.isin(group_C, group_Q[captions.valid_Q])
+        has_clip_Q = np.isin(group_Q, group_C[valid_C])
+        rank_Q = np.where(has_clip_Q & captions.valid_Q, rank_Q, max(len(group_C) + 1, ranking.MISSED))
         rank_C = np.where(valid_C & has_text_C, rank_C, max(len(captions.texts) + 1, ranking.MISSED))
+        # Clips of one caption, and captions of one clip, are drawn together.
+        groups = (None, group_C) if captions.shared else (captions.clip_Q, None)
+        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), groups)}
         return {
             "task": "retrieval",
             "text_to_video": ranking.summarise(rank_Q),
             "video_to_text": ranking.summarise(rank_C),
-            "intervals": self._intervals({"text_to_video": (rank_Q, captions.clip_Q), "video_to_text": (rank_C, None)}),
+            "intervals": self._intervals(ranks),
             "bootstrap": c.bootstrap,
             "queries": len(captions.texts),
             "clips": len(captions.clip_ids),
+            "positives": self.config.input.positives,
             **captions.described(),
             "frames": config_lib.evaluated_input(self.config).frames,
             "undecodable": int((~valid_C).sum()),
@@ -173,13 +215,11 @@ class Retrieval:
                 {
                     "query_id": name,
                     "clip_id": captions.clip_ids[clip],
-                    "caption": text,
-                    "text_to_video_rank": rank,
+                    "caption": captions.texts[query],
+                    "text_to_video_rank": int(rank_Q[query]),
                     "video_to_text_rank": int(rank_C[clip]),
                 }
-                for name, clip, text, rank in zip(
-                    captions.ids, captions.clip_Q.tolist(), captions.texts, rank_Q.tolist()
-                )
+                for name, clip, query in captions.rows()
             ],
         }
 
@@ -278,12 +318,18 @@ def table(result: dict[str, Any], title: str) -> str:
             lines.append(f"{'  95% interval':14}" + "".join(f"{f'{low:.2f}-{high:.2f}':>15}" for low, high in ends))
     low, high = result["captions_per_clip"].values()
     a_clip = f"{low} caption{'s' * (low > 1)} a clip" if low == high else f"{low} to {high} captions a clip"
+    shared = result["positives"] == "caption"
+    if shared:
+        low, high = result["clips_per_caption"].values()
+        a_clip += f", {low} to {high} clips a caption, all right for it"
+    # A random clip is right for a caption as often as clips have it.
+    chance = 100 / (result["queries"] if shared else result["clips"])
     note = (
-        f"{result['queries']} captions, {result['clips']} clips; chance R@1 {100 / result['clips']:.2f} (text to video)"
+        f"{result['queries']} captions, {result['clips']} clips; chance R@1 {chance:.2f} (text to video)"
         f"; {a_clip}, {result['words_per_caption']:g} words a caption (median); {result['frames']} frames a clip"
     )
     if result["intervals"]:
-        note += f"; intervals: {result['bootstrap']} resamples of the clips"
+        note += f"; intervals: {result['bootstrap']} resamples of the {'captions' if shared else 'clips'}"
     if result["undecodable"]:
         why = count_kinds((clip["error"], 1) for clip in result["bad_clips"])
         note += f"; {result['undecodable']} clips did not decode and count as missed: {why}"

@@ -55,7 +55,8 @@ class Compiled:
       total: of memory; where it does not fit, what the compiler would have needed.
       limit: what the compiler lets a program have; 0 where it did not say.
       sizes, slices: of the mesh's axes: their devices, and over how many slices or hosts these are spread.
-      model_flops: of the model as written, over all devices; `executed_flops` with what is computed twice.
+      model_flops: of the model as written, over all devices; `matmul_flops` of its matrix products, which MFU counts;
+        `executed_flops` of everything, with what is computed twice.
       traffic: bytes to and from memory.
       seconds: of compilation.
     """
@@ -68,6 +69,7 @@ class Compiled:
     sizes: dict[str, int]
     slices: dict[str, int]
     model_flops: float
+    matmul_flops: float
     executed_flops: float
     traffic: int
     collectives: list[hlo.Collective]
@@ -124,7 +126,8 @@ def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabula
         "average": 0 if run.abstract.ema is None else _on_a_device(run.abstract.ema),
         "batch": _on_a_device(batch),
     }
-    model = costs.StepFlops(run, Vocabulary(vocabulary), 1000)(kind.masked, batch)[0].total
+    model = costs.StepFlops(run, Vocabulary(vocabulary), 1000)(kind.masked, batch)[0]
+    flops_of = model.total, model.matmul
     step: Any = state_lib.train_step(run, kind.masked)
     with sharding.use_mesh(mesh):
         executed = flops.count(step, run.abstract, batch, good).total
@@ -137,7 +140,9 @@ def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabula
                 raise
             memory["temporary"], limit = _out_of_memory(str(error))
             spent = time.monotonic() - start
-            return Compiled(kind, False, memory, sum(memory.values()), limit, *places, model, executed, 0, [], spent)
+            return Compiled(
+                kind, False, memory, sum(memory.values()), limit, *places, *flops_of, executed, 0, [], spent
+            )
         spent = time.monotonic() - start
     analysis = compiled.memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -151,7 +156,7 @@ def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabula
         total,
         0.0,
         *places,
-        model,
+        *flops_of,
         executed,
         program.memory_traffic(),
         program.collectives(),

@@ -20,7 +20,7 @@ class Estimate:
 
     Attributes:
       compute, memory, network: by what they need.
-      mfu: share of the peak that the model's FLOPs make in `seconds`.
+      mfu: share of the peak that the model's matrix products make in `seconds`.
     """
 
     compute: float
@@ -47,4 +47,4 @@ def estimate(step: Compiled, chip: Chip, devices: int) -> Estimate:
         if crossing > 1:
             network += one.traffic / (group * chip.network)
     seconds = max(compute, memory) + network
-    return Estimate(compute, memory, network, step.model_flops / devices / chip.bfloat16 / seconds)
+    return Estimate(compute, memory, network, step.matmul_flops / devices / chip.bfloat16 / seconds)

@@ -83,7 +83,9 @@ def _tpus(kind: str, shape: str, slices: int) -> list[Any]:
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if kind == "v4":
+        more["chip_config_name"] = "megacore"  # one device a chip, as a job sees it; without, one for each core
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **more)
     except Exception as error:  # what libtpu refuses comes as errors of several kinds

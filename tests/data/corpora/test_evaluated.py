@@ -3,7 +3,7 @@
 import pytest
 
 from data import prepare, train_tokenizer
-from tests.data.corpora import test_activitynet, test_didemo, test_msrvtt, test_msvd
+from tests.data.corpora import test_activitynet, test_didemo, test_msrvtt, test_msvd, test_ssv2
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax import state as state_lib
@@ -14,6 +14,7 @@ from vlp_jax.input.sentence_piece import SentencePiece
 
 msrvtt, msvd = test_msrvtt.root, test_msvd.root
 didemo, activitynet = test_didemo.root, test_activitynet.root
+ssv2 = test_ssv2.root
 
 TASKS = {
     "retrieval": {},
@@ -99,6 +100,13 @@ def test_didemo_and_activitynet_paragraphs_are_one_query_a_clip_and_moments_are_
     assert counts(paragraphs, "queries", "clips") == [2, 2]
     assert moments["queries"] == 3
     assert paragraphs["words_per_caption"] > moments["words_per_caption"]
+
+
+@pytest.mark.parametrize("ssv2", [""], indirect=True)
+def test_all_clips_of_a_template_are_right_for_it(ssv2, evaluate):
+    result = evaluate(ssv2, "template_validation_small", **{"input.positives": "caption"})
+    assert counts(result, "queries", "clips", "clips_per_caption") == [1, 2, {"min": 2, "max": 2}]
+    assert result["text_to_video"]["R@1"] == result["video_to_text"]["R@1"] == 100
 
 
 def test_msrvtt_qa_counts_the_answer_that_is_not_in_the_list(msrvtt, evaluate):
