@@ -32,7 +32,8 @@ quickstart: $(VENV)/installed $(DATA)/tokenizer.model
 	$(RUN) -m vlp_jax.evaluate --workdir $(WORKDIR) --task retrieval
 
 test: $(VENV)/installed-test lint
-	$(RUN) -m pytest tests -n 2 --dist loadfile
+	$(RUN) -m pytest tests -n 2 --dist loadfile -m "not alone"
+	$(RUN) -m pytest tests/end_to_end/test_processes.py tests/end_to_end/test_launchers.py -m alone
 
 # In an environment of its own, because Apache Beam pins versions of other packages.
 test-beam:

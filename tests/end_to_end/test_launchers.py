@@ -65,6 +65,7 @@ def slurm(tmp_path, environment):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_slurm_starts_a_job_of_two_processes_that_find_each_other(tmp_path, slurm, command):
     again = f"import os, sys\nos.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
     program(tmp_path / "checkout" / ".venv" / "bin" / "python", again)
