@@ -15,7 +15,7 @@ from vlp_jax import state as state_lib
 from vlp_jax.evaluation import retrieval
 from vlp_jax.input import mixture, pipeline, sources
 from vlp_jax.input import tokenizer as tokenizer_lib
-from vlp_jax.telemetry import flops
+from vlp_jax.telemetry import costs
 from vlp_jax.types import UserError
 
 TIMED = 3  # steps of each kind in a round
@@ -90,10 +90,9 @@ def measure(runs: "dict[str, Run]", rounds: int) -> Iterator[dict[str, Speeds]]:
     prepared = {}
     for name, run in runs.items():
         with sharding.use_mesh(run.mesh):
-            batch, functions, state = next(run.batches(1)), run.warm_up(), run.setup.create()
-            flops_of = {kind: flops.count(f, state, batch, np.asarray(True)).total for kind, f in functions.items()}
-        prepared[name] = batch, functions, flops_of
-        del state
+            batch, functions = next(run.batches(1)), run.warm_up()
+        count = costs.StepFlops(run.setup, run.tokenizer, run.steps)
+        prepared[name] = batch, functions, {masked: count(masked, batch)[0].total for masked in functions}
     by_frames = {run.config.input.frames: run for run in runs.values()}
     for _ in range(rounds):
         decode = {frames: run.decoding() for frames, run in by_frames.items()}

@@ -65,7 +65,7 @@ def pytest_configure(config):
         script = [sys.executable, "-c", "import jax; jax.devices()"]
         if not subprocess.run(script, env=environment, capture_output=True).returncode:
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_EMITTERS}".strip()
-        # One cache of compiled programs for the tests, their worker processes and every binary that they start.
+        # One cache of compiled programs for pytest-xdist's workers and every binary that tests start.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = temporary_directory(config)
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # Indices of tables and shards that tests open must not stay in the user's cache; worker processes inherit this.

@@ -133,11 +133,8 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Blocks until a background save is committed; raises its error where it failed."""
-        if self._background is None:
-            return
-        self._join()
         # The commit is made by the first process alone; without this others could list the directory before it.
-        if jax.process_count() > 1:
+        if self._join() and jax.process_count() > 1:
             multihost_utils.sync_global_devices("vlp_jax.checkpoint.committed")
 
     def close(self) -> None:
@@ -150,14 +147,16 @@ class Checkpointer:
         finally:
             self._orbax.close()
 
-    def _join(self) -> None:
+    def _join(self) -> bool:
+        """Ends the background save; returns whether there was one, and raises its error."""
         if self._background is None:
-            return
+            return False
         self._background.join()
         self._background = None
         error, self._error = self._error, None
         if error is not None:
             raise error
+        return True
 
     def _finish(self, unfinished: pathlib.Path, step: int, number: int, body: dict[str, Any]) -> None:
         """Steps 2 to 4 of the module's docstring; runs in the background thread."""

@@ -84,6 +84,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], *, samples: int, seed: int) ->
         "split": a.get("split"),
         "queries": len(rows_a),
         "bootstrap": samples,
+        "resampled": "captions" if shared else "clips",
         "metrics": metrics,
     }
 
@@ -100,7 +101,8 @@ def table(found: dict[str, Any], name_a: str, name_b: str) -> str:
     for name, m in found["metrics"].items():
         ends = f"{m['low']:+.2f} to {m['high']:+.2f}"
         lines.append(f"{name:{width}}{m['a']:10.2f}{m['b']:10.2f}{m['difference']:+10.2f}{ends:>20}{m['p']:9.4f}")
-    lines.append(f"paired bootstrap, {found['bootstrap']} resamples of the clips; p two-sided, for each metric alone")
+    drawn = f"{found['bootstrap']} resamples of the {found['resampled']}"
+    lines.append(f"paired bootstrap, {drawn}; p two-sided, for each metric alone")
     return "\n".join(lines)
 
 
@@ -125,8 +127,12 @@ def _paired_rows(a, b):
 
     if _task(a) != _task(b):
         refuse("tasks", repr(_task(a)), repr(_task(b)))
-    for key, what in (("dataset", "data"), ("split", "splits"), ("positives", "positives")):
-        one, other = (result.get(key, "clip" if key == "positives" else None) for result in (a, b))
+    for key, what, default in (
+        ("dataset", "data", None),
+        ("split", "splits", None),
+        ("positives", "positives", "clip"),
+    ):
+        one, other = a.get(key, default), b.get(key, default)
         if one != other and not (key == "dataset" and one and other and os.path.abspath(one) == os.path.abspath(other)):
             refuse(what, repr(one), repr(other))
     rows, others = a["per_query"], {row["query_id"]: row for row in b["per_query"]}

@@ -68,19 +68,15 @@ def main(argv: list[str]) -> None:
             f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
             "alone, with --distributed=off"
         )
-    number = int(step) if step not in (None, "best") else None
+    best = step == "best"
+    number = None if best or step is None else int(step)
     with launch.open_workdir(FLAGS.workdir, say, only="evaluation/", step=number) as (workdir, _):
-        evaluate(workdir, step)
+        evaluate(workdir, number, best)
 
 
-def evaluate(workdir: pathlib.Path, step: str | None) -> None:
-    """Runs the task of the flags, of a checkpoint: a step, `best`, or None for the newest."""
-    run = launch.open_run(
-        workdir,
-        int(step) if step not in (None, "best") else None,
-        best=step == "best",
-        ensemble=FLAGS.ensemble,
-    )
+def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
+    """Runs the task of the flags, of the checkpoint of a step, of the best one, or by default the newest."""
+    run = launch.open_run(workdir, step, best=best, ensemble=FLAGS.ensemble)
     task = FLAGS.task or evaluators.kind_of(run.config.task.kind)
     history = run.metadata["trained_on"]
     changes = {
@@ -106,7 +102,7 @@ def evaluate(workdir: pathlib.Path, step: str | None) -> None:
     validation.validate(run.config)
     out = workdir / "evaluation"
     out.mkdir(exist_ok=True)
-    path = out / stem(run.config, task, run.step, FLAGS.checkpoint == "best", FLAGS.input_path, FLAGS.set)
+    path = out / stem(run.config, task, run.step, best, FLAGS.input_path, FLAGS.set)
     if task == "reconstruction":
         run_reconstruction(run, path)
     else:

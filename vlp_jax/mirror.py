@@ -123,8 +123,7 @@ class Mirror:
                     self._get(name)
         for kind, steps in newer.items():
             self._fetch_newest(there, kind, steps)
-        complete = (name for name in there if name.endswith(f"/{_MANIFEST}"))
-        wanted = [name for name, (number, _) in _steps(complete, "checkpoints").items() if number == step]
+        wanted = [name for name, (number, _) in _complete(there, "checkpoints").items() if number == step]
         if wanted and not (self.folder / wanted[-1]).exists():
             self._fetch_newest(there, "checkpoints", wanted[-1:])
         own.write_text(theirs)  # last: what was interrupted begins anew
@@ -163,9 +162,10 @@ class Mirror:
             self._send()
             self._problem = None
         except Exception as error:  # the thread has to live: what fails now may be sent at the next checkpoint
-            self._problem = UserError(f"{error}; what was not sent is in {self.folder}, run the same command again")
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._problem = UserError(f"{reason}; what was not sent is in {self.folder}, run the same command again")
             if not self._ended:
-                _log.warning("%s; tried again at the next checkpoint", error)
+                _log.warning("%s; tried again at the next checkpoint", reason)
 
     def _send(self) -> None:
         here = self._here()
@@ -216,7 +216,7 @@ class Mirror:
     def _newer(self, there: dict[str, int], kind: str) -> list[str]:
         """The steps of the store that are complete and above all of the folder, the highest first."""
         own = max(_steps(self._here(), kind).values(), default=(-1, 0))
-        steps = _steps((name for name in there if name.endswith(f"/{_MANIFEST}")), kind)
+        steps = _complete(there, kind)
         return sorted((step for step in steps if steps[step] > own), key=lambda step: steps[step], reverse=True)
 
     def _fetch_newest(self, there: dict[str, int], kind: str, steps: list[str]) -> None:
@@ -280,6 +280,11 @@ class Mirror:
                 f"--workdir={self.address}: the store fails: {type(error).__name__}: {reason}; check the address and "
                 "the credentials (of gs://: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
             ) from error
+
+
+def _complete(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:
+    """As `_steps`, of those with a manifest, which is sent last."""
+    return _steps((name for name in names if name.endswith(f"/{_MANIFEST}")), kind)
 
 
 def _steps(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:

@@ -263,7 +263,7 @@ def train(
             lock.close()
 
     if step == total_steps:
-        ledger.finish(lambda own: (sum(distributed.gather(own[0])), sum(distributed.gather(own[1]))))
+        ledger.finish(lambda own: map(sum, zip(*distributed.gather(own))))
     said = distributed.gather(ledger.summary())
     for number, text in enumerate(said):
         say(text if len(said) == 1 else f"process {number}: {text}")

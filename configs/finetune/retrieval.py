@@ -16,8 +16,8 @@ and the rerank of the best 128 are Singularity's; 12 frames, and 32 at test for 
 everything of MSVD and LSMDC, and what configs/finetune/__init__.py names. SSv2's labels say left and right: no flips.
 Not run on these sets here.
 
-Every clip of an SSv2 label or template is right for it (`input.positives`), in contrast and at test, as Singularity
-evaluates them.
+Every clip of an SSv2 label or template is right for it (`input.positives`): at test as in Singularity, and in contrast,
+which is inferred.
 
 With a retrieval model the multiple-choice test MSRVTT-MC needs no training (Singularity). Its 2,990 clips are the
 official test split, most of which train_9k holds: for it, train on train_7k::

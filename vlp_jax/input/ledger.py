@@ -124,7 +124,7 @@ class Ledger:
         if seen >= self._min_examples:
             self._check(seen, bad)
 
-    def finish(self, add_up: Callable[[tuple[int, int]], tuple[int, int]] = lambda own: own) -> None:
+    def finish(self, add_up: Callable[[tuple[int, int]], Iterable[int]] = lambda own: own) -> None:
         """Writes the final counts, and applies the limit whatever the number of examples.
 
         Args:

@@ -77,7 +77,7 @@ def summary(config: Any, place: topology.Topology, steps: list[program.Compiled]
     each = [roofline.estimate(step, chip, devices) for step in steps]
     weighted = lambda of: sum(of(e) * step.kind.share for e, step in zip(each, steps))
     seconds = weighted(lambda e: e.seconds)
-    mfu = mean(lambda step: step.matmul_flops) / devices / chip.bfloat16 / seconds
+    mfu = weighted(lambda e: e.mfu * e.seconds) / seconds
     result |= {
         "step_seconds": seconds,
         "compute_seconds": weighted(lambda e: e.compute),
