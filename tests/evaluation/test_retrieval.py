@@ -4,12 +4,13 @@ import types
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import strategies as st
 
+from tests.evaluation import stand_in
+from tests.evaluation.stand_in import WORDS, Lookup, Numbers
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax.evaluation import ranking, retrieval, statistics
@@ -17,34 +18,6 @@ from vlp_jax.input import video
 from vlp_jax.input.sources import Record
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
-
-WORDS = 6  # different texts; the empty one is number 0
-
-
-class Lookup(nnx.Module):
-    """A clip's first pixel is its number, a text's first word is its: scores are looked up in tables."""
-
-    def __init__(self, clips_CxE, texts_UxE, match_CxU, match_head="there"):
-        self.clips, self.texts, self.table = (nnx.Param(jnp.asarray(x)) for x in (clips_CxE, texts_UxE, match_CxU))
-        self.match_head = match_head
-
-    def encode_clip(self, video):
-        return {"number": video[:, 0, 0, 0, 0].astype(jnp.int32), "none": jnp.zeros((len(video), 0, 3))}
-
-    def embed_clip(self, clips):
-        return self.clips[...][clips["number"]]
-
-    def embed_video(self, video):
-        return self.embed_clip(self.encode_clip(video))
-
-    def embed_text(self, ids, mask):
-        return self.texts[...][ids[:, 1]]
-
-    def encode_text(self, ids, mask):
-        return ids[..., None].astype(jnp.float32)
-
-    def match(self, clips, clip_P, words, mask):
-        return self.table[...][clips["number"][clip_P], words[:, 1, 0].astype(jnp.int32)]
 
 
 class Source:
@@ -69,24 +42,14 @@ class Source:
         return Record(b"", caption, f"clip {clip}")
 
 
-class Numbers:
-    """`[CLS] number [SEP]`; a text of two words is too long."""
-
-    def encode(self, texts):
-        ids = np.array([[7, int(text.split()[0]) if text.strip() else 0, 8] for text in texts], np.int32)
-        return ids.reshape(-1, 3), np.ones((len(texts), 3), bool), sum(len(text.split()) > 1 for text in texts)
-
-
 @pytest.fixture(autouse=True)
 def decoder(monkeypatch):
     """Decodes the bytes of `Source`; returns the list of what was decoded."""
     decoded = []
 
-    def decode(data, *, frames, size, **_):
+    def decode(data, **options):
         decoded.append(data)
-        if data == b"broken":
-            raise video.VideoError("it is broken")
-        return np.full((frames, size, size, 3), data[0], np.uint8)
+        return stand_in.decode(data, **options)
 
     monkeypatch.setattr(video, "decode", decode)
     return decoded
