@@ -316,12 +316,10 @@ def table(result: dict[str, Any], title: str) -> str:
         if result["intervals"]:
             ends = [result["intervals"][f"{direction}/{name}"] for name in ranking.METRICS]
             lines.append(f"{'  95% interval':14}" + "".join(f"{f'{low:.2f}-{high:.2f}':>15}" for low, high in ends))
-    low, high = result["captions_per_clip"].values()
-    a_clip = f"{low} caption{'s' * (low > 1)} a clip" if low == high else f"{low} to {high} captions a clip"
+    a_clip = f"{_span(result['captions_per_clip'], 'caption')} a clip"
     shared = result["positives"] == "caption"
-    if shared:
-        low, high = result["clips_per_caption"].values()
-        a_clip += f", {low} to {high} clips a caption, all right for it"
+    if shared and result["clips_per_caption"]["max"] > 1:
+        a_clip += f", {_span(result['clips_per_caption'], 'clip')} a caption, all right for it"
     # A random clip is right for a caption as often as clips have it.
     chance = 100 / (result["queries"] if shared else result["clips"])
     note = (
@@ -340,6 +338,11 @@ def table(result: dict[str, Any], title: str) -> str:
     if result["clip_passes"] > 1:
         note += "; clips were encoded twice, as their tokens exceed config.evaluation.token_gib"
     return "\n".join([*lines, note])
+
+
+def _span(ends: dict[str, int], unit: str) -> str:
+    low, high = ends["min"], ends["max"]
+    return f"{low} {unit}{'s' * (low > 1)}" if low == high else f"{low} to {high} {unit}s"
 
 
 def log_scalars(result: dict[str, Any], prefix: str) -> dict[str, float]:
