@@ -76,6 +76,25 @@ def test_what_starts_a_collective_has_its_results_bytes():
     assert found == {"all-gather": 4 * part, "all-reduce": part, "collective-permute": part}
 
 
+def test_what_starts_an_operation_reads_its_input_and_writes_its_result_once():
+    part = 128 * 512 * 4
+    assert hlo.Program(ASYNCHRONOUS, {"data": 4}).memory_traffic() == (1 + 4 + 1 + 1 + 1 + 1) * part
+    copy = """ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, f32[8]{0}, u32[]) copy-start(%p)
+  %other = ((f32[8]{0}), f32[8]{0}, s32[]) async-start(%p), calls=%inner
+  ROOT %done = f32[8]{0} copy-done(%start)
+}
+"""
+    inner = """%inner (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %r = f32[8]{0} negate(%q)
+}
+
+"""
+    assert hlo.Program(inner + copy, {"data": 4}).memory_traffic() == (2 + 2) * 32
+
+
 def test_elements_of_a_tuples_shape():
     assert hlo.elements("(f32[1,2]{1,0:T(8,128)}, (s32[], u8[3]))") == ["f32[1,2]{1,0:T(8,128)}", "(s32[], u8[3])"]
 

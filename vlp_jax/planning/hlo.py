@@ -18,7 +18,8 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _FREE = frozenset(
     """
     parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id
-    opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-done send recv domain iota
+    opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-start async-update
+    async-done send recv domain iota
     """.split()
 )
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -159,7 +160,7 @@ class Program:
         if i.opcode == "dynamic-update-slice":
             return 2 * array_bytes(own[i.operands[1]].shape, in_memory=True)
         read = [array_bytes(own[name].shape, in_memory=True) for name in i.operands if name in own]
-        written = array_bytes(i.shape, in_memory=True)
+        written = array_bytes(_result(i), in_memory=True)
         if inner:
             body = self._computations[inner[0]]
             parameters = {int(p.rest.partition(")")[0]): p for p in body if p.opcode == "parameter"}
@@ -180,10 +181,7 @@ class Program:
         # On TPUs a reduce-scatter is an all-reduce and a slice, in a computation of that name.
         kind = "reduce-scatter" if "reduce-scatter" in step.computation else _kind(i.opcode)
         parts = [step.own[name].shape for name in i.operands if name in step.own]
-        # What starts a gather or a permutation has its inputs, then its outputs, in one tuple.
-        pair = i.opcode in ("all-gather-start", "collective-permute-start") and i.shape.startswith("(")
-        result = elements(i.shape)[1] if pair else i.shape
-        size = max(array_bytes(result), sum(map(array_bytes, parts)), 1)
+        size = max(array_bytes(_result(i)), sum(map(array_bytes, parts)), 1)
         groups = _groups(i.rest)
         if groups is None:
             groups = np.arange(math.prod(self._mesh.values()))[None]
@@ -206,6 +204,15 @@ def _kind(opcode: str) -> str:
     """The collective that an operation is, or starts; '' for any other."""
     name = opcode.removesuffix("-start")
     return name if name in COLLECTIVES else ""
+
+
+def _result(i: Instruction) -> str:
+    """The shape of what an operation makes, without the inputs that what starts one names beside it."""
+    if not i.shape.startswith("("):
+        return i.shape
+    if i.opcode in ("all-gather-start", "collective-permute-start"):
+        return elements(i.shape)[1]
+    return elements(i.shape)[0] if i.opcode == "copy-start" else i.shape
 
 
 def _parse(line: str) -> Instruction:
