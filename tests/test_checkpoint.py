@@ -67,6 +67,20 @@ def test_a_part_is_restored_alone_and_still_strictly(saver):
         one.restore(abstract(state["params"]), part="ema")
 
 
+def test_a_process_that_lists_too_little_restores_what_the_first_one_names(saver, monkeypatch):
+    one, other, state = saver(keep=2), saver(keep=2), make_state()
+    for step in (1, 2):
+        one.save(step, state, {"step": step})
+    all_of_them = other._listing()
+    monkeypatch.setattr(other, "_listing", lambda: all_of_them[:1])
+    first = iter([2, 2, 0])  # what the first process says: the newest, the newest intact, the number of its save
+    monkeypatch.setattr(other, "_agree", lambda number: next(first))
+    assert other.latest() == 2
+    step, restored, metadata = other.restore(abstract(state))
+    assert (step, metadata) == (2, {"step": 2})
+    assert_same_bits(restored, state)
+
+
 def test_what_is_stored_does_not_depend_on_python_classes(saver):
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     saver().save(1, {"params": nnx.state(model)}, {})

@@ -210,8 +210,9 @@ class Checkpointer:
         return sorted(self._folders())
 
     def latest(self) -> int | None:
-        """Returns the newest committed step, or None; `restore` says whether it is intact."""
-        return max(self.steps(), default=None)
+        """Returns the newest committed step, as the first process lists it, or None; `restore` says if it is intact."""
+        newest = self._agree(max(self.steps(), default=-1))
+        return None if newest < 0 else newest
 
     def restore(
         self, abstract_state: Any, step: int | None = None, *, part: str | None = None
@@ -243,7 +244,9 @@ class Checkpointer:
             _log.warning(
                 "checkpoint step %d in %s is corrupt (%s): falling back to step %d", s, self._directory, problem, found
             )
-        folder = self._folder(found)
+        # By name: on a shared file system another process may not list it yet.
+        number = self._agree(max((n for s, n, _ in self._listing() if s == found), default=0))
+        folder = self._directory / _name(found, number)
         body = manifest.read(folder)
         saved = body["leaves"]
         if part is None:
