@@ -81,6 +81,8 @@ BAD = [
     ({"init_may_differ": ("fusion/(",)}, ["'fusion/('", "regular expression", "unterminated"]),
     ({"input.path": ""}, ["input.path is empty", "data.moving_shapes"]),
     ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0, "loss.mvm": 0.0}, ["every weight", "nothing to train"]),
+    ({"loss.vtm_group": 3}, ["loss.vtm_group = 3", "divide the 8 examples"]),
+    ({"loss.vtm_group": 1}, ["loss.vtm_group = 1", "2 and more"]),
 ]
 
 

@@ -192,6 +192,9 @@ def defaults() -> ml_collections.ConfigDict:
     w.vtm = 1.0  # video-text matching with hard negatives
     w.mlm = 1.0  # masked language modelling
     w.mvm = 1.0  # masked video modelling: pixels of the hidden patches
+    # Hard negatives are drawn among so many consecutive examples of a micro-batch, as in ALBEF's and Singularity's code
+    # among those of one GPU; 0: among all. Where each device has whole groups, no clip's tokens leave their device.
+    w.vtm_group = 0
 
     # -- Optimiser: AdamW, linear warm-up, cosine decay.
     c.optimizer = o = ml_collections.ConfigDict()

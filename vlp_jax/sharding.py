@@ -169,8 +169,15 @@ def ways() -> int:
     return 1 if mesh.empty or mesh.manual_axes else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def take_any(tree: Any, index_P: jax.Array) -> Any:
-    """Rows of arrays by their number in the whole batch: each device gathers all of them once, and takes its own."""
+def take_any(tree: Any, index_P: jax.Array, group: int = 0) -> Any:
+    """Rows of arrays by their number in the whole batch: each device gathers all of them once, and takes its own.
+
+    Args:
+      group: each of the B `index_P` names a row of the same group of so many consecutive ones; nothing is gathered
+        where every device has whole groups. 0: any row.
+    """
+    if _near(index_P.shape[0], group):
+        return take_near(tree, index_P % (index_P.shape[0] // ways()))
     return by_device(lambda index, rows, _: _take(rows, index), index_P, tree, ())
 
 
@@ -192,13 +199,22 @@ def bring(tree: Any, index_P: jax.Array) -> tuple[Any, jax.Array]:
     return (tree, index_P) if ways() == 1 else (take_any(tree, index_P), own_rows(index_P.shape[0]))
 
 
-def bring_behind(tree: Any, index_B: jax.Array) -> tuple[Any, jax.Array]:
-    """As `bring`, one row more for each of the B, behind those that a device has: `own_rows(B)` still names them."""
-    if ways() == 1:
-        return tree, index_B
+def bring_behind(tree: Any, index_B: jax.Array, group: int = 0) -> tuple[Any, jax.Array]:
+    """As `bring`, one row more for each of the B, behind those that a device has: `own_rows(B)` still names them.
+
+    Args:
+      group: as in `take_any`; no row is brought that lies near.
+    """
     count = index_B.shape[0]
+    if ways() == 1 or _near(count, group):
+        return tree, index_B % (count // ways())
     join = lambda x, y: _together(constrain_batch(jnp.concatenate([_apart(x), _apart(y)], axis=1)))
     return jax.tree.map(join, tree, take_any(tree, index_B)), own_rows(count) + count // ways()
+
+
+def _near(count: int, group: int) -> bool:
+    """Whether each device has whole groups of consecutive rows."""
+    return bool(group) and count // ways() % group == 0
 
 
 def _apart(x):

@@ -68,6 +68,7 @@ _RANGES = {
     "model.vision.time_slots": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
     "loss.vtm": (0, True, None, True),
+    "loss.vtm_group": (0, True, None, True),
     "loss.mlm": (0, True, None, True),
     "loss.mvm": (0, True, None, True),
 }
@@ -251,6 +252,12 @@ def _validate_model(c):
         raise UserError(
             f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
             "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
+        )
+    micro = c.batch_size // c.accumulate_steps
+    if c.loss.vtm_group == 1 or (c.loss.vtm_group and micro % c.loss.vtm_group):
+        raise UserError(
+            f"config.loss.vtm_group = {c.loss.vtm_group}: expected 0, or 2 and more that divide the {micro} examples "
+            "of a micro-batch (batch_size / accumulate_steps)"
         )
     if m.selection.frames < 0 or m.selection.frames > visible_slots:
         raise UserError(

@@ -34,12 +34,15 @@ NEIGHBOUR = {
 RECIPES = {
     "smaug": {},
     "smaug, a row at a time": {"similarity_rows": 1},
+    "groups": {"loss.vtm_group": 2},
     "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
     "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": True},
 }
 # The neighbours share nearly every part: one mesh that uses all axes is enough for them.
 CASES = [("smaug", mesh) for mesh in MESHES]
 CASES += [("smaug, a row at a time", "data=2, fsdp=2, tensor=2")]
+# Groups of two lie on one device each where four share the examples, and on two where eight do.
+CASES += [("groups", mesh) for mesh in ("one device", "data=2, fsdp=2, tensor=2", "data=8")]
 CASES += [(name, mesh) for name in ("singularity", "vindlu") for mesh in ("one device", "data=2, fsdp=2, tensor=2")]
 
 SCRIPT = """

@@ -36,7 +36,7 @@ for name, sizes in job["meshes"].items():
                 return (got * weight[: len(got)]).sum(), got
 
             step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-            args = [jax.device_put(x, spread) for x in (rows, index, weight)]
+            args = [jax.device_put(x, spread) for x in (rows, index, weight[: len(index)])]
             compiled = step.lower(*args).compile()
             (_, got), gradient = jax.device_get(compiled(*args))
             return {"got": got.tolist(), "gradient": gradient.tolist(), "hlo": compiled.as_text()}
@@ -52,7 +52,17 @@ for name, sizes in job["meshes"].items():
             both, _ = sharding.bring_behind(rows, index[: job["rows"]])
             return sharding.take_near(both, sharding.own_rows(job["rows"]))
 
+        def of_group(rows, index):
+            return sharding.take_any(rows, index, 4)
+
+        def of_group_behind(rows, index):
+            return sharding.take_near(*sharding.bring_behind(rows, index, 4))
+
+        group_P = (np.arange(job["rows"]) // 4 * 4 + rng.integers(0, 4, job["rows"])).astype(np.int32)
         out[name] = {
+            "group_P": group_P.tolist(),
+            "of_group": run(of_group, group_P),
+            "of_group_behind": run(of_group_behind, group_P),
             "any_P": any_P.tolist(),
             # The same rows by their number in the whole batch.
             "near_P": (near_P + own * (np.arange(job["taken"]) // each)).tolist(),
@@ -92,10 +102,19 @@ def test_rows_brought_behind_a_devices_own_are_found_and_its_own_stay_where_they
     check(results, mesh, "kept", np.arange(B))
 
 
+def collectives(result):
+    return re.findall(r"all-gather|all-to-all|collective-permute|reduce-scatter", result["hlo"])
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_near_rows_and_their_gradients_are_numpys_and_no_device_sends_any(results, mesh):
     check(results, mesh, "take_near", np.array(results[mesh]["near_P"]))
-    collectives = re.findall(
-        r"all-gather|all-to-all|collective-permute|reduce-scatter", results[mesh]["take_near"]["hlo"]
-    )
-    assert not collectives
+    assert not collectives(results[mesh]["take_near"])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", ["of_group", "of_group_behind"])
+def test_where_devices_have_whole_groups_rows_of_ones_group_are_near(results, mesh, name):
+    check(results, mesh, name, np.array(results[mesh]["group_P"]))
+    assert not collectives(results[mesh][name])
+    assert mesh == "one device" or collectives(results[mesh]["take_any"])

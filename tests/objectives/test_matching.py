@@ -46,6 +46,18 @@ def test_hard_negatives_follow_the_softmax_over_the_allowed_columns():
         np.testing.assert_allclose(np.bincount(index[:, row], minlength=B) / len(index), p, atol=0.04)
 
 
+def test_hard_negatives_of_groups_are_those_of_each_group_by_itself():
+    ids, valid = np.arange(B), np.ones(B, bool)
+    keys = jax.random.split(jax.random.key(1), (500, B))
+    one = lambda keys: matching.hard_negatives(keys, pairs(LOGITS, ids, valid), group=2)[0]
+    index = np.asarray(jax.jit(jax.vmap(one))(keys))
+    np.testing.assert_array_equal(index, np.broadcast_to(np.arange(B) ^ 1, index.shape))  # the other one of two
+    _, exists = matching.hard_negatives(keys[0], pairs(LOGITS, np.arange(B) // 2, valid), group=2)
+    assert not exists.any()
+    whole, grouped = (matching.hard_negatives(keys[0], pairs(LOGITS, IDS, VALID), group=n) for n in (0, B))
+    np.testing.assert_array_equal(whole, grouped)
+
+
 def test_a_row_without_any_negative_is_reported_and_its_draw_is_in_range():
     index, exists = draw(LOGITS, np.zeros(B, np.int32), VALID, count=20)
     assert not exists.any()

@@ -146,10 +146,10 @@ class AlignAndFuse(nnx.Module):
         pairs = []  # (text features, text mask, clip)
         if w.vtm:
             assert contrast.pairs is not None  # `contrast` makes them for VTM, too
-            text_of, has_text = matching.hard_negatives(key_of(2), contrast.pairs)
-            clip_of, has_clip = matching.hard_negatives(key_of(3), contrast.pairs.T)
-            negative_words, negative_mask = sharding.take_any((words.whole, batch.text_mask), text_of)
-            video, clip_of = sharding.bring_behind(_for_fusion(video), clip_of)
+            text_of, has_text = matching.hard_negatives(key_of(2), contrast.pairs, w.vtm_group)
+            clip_of, has_clip = matching.hard_negatives(key_of(3), contrast.pairs.T, w.vtm_group)
+            negative_words, negative_mask = sharding.take_any((words.whole, batch.text_mask), text_of, w.vtm_group)
+            video, clip_of = sharding.bring_behind(_for_fusion(video), clip_of, w.vtm_group)
             pairs += [
                 (words.whole, batch.text_mask, own),
                 (negative_words, negative_mask, own),
