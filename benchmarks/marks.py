@@ -75,4 +75,6 @@ def mark_lines(
         ratio = f"under {min(theirs[1]) / own:.2f}"
     elif own and theirs[1]:
         ratio = f"over {max(theirs[1]) / own:.2f}"
+    elif other and ours[1]:
+        ratio = f"under {other / max(ours[1]):.2f}"
     return [f"    {what} to R@1 = {mark:g}: {ours[0]} {own_text}, {theirs[0]} {other_text}, ratio {ratio}"]

@@ -41,7 +41,7 @@ class Run:
             for step in range(self.done + 1, len(self.values) + 1):
                 if events >= kill_after:
                     raise Killed
-                best.offer(step, self.values[step - 1], {"x": np.asarray(step)}, {"config": {}})
+                best.offer(step, self.values[step - 1], {"x": np.asarray(step)}, {"config": self.config.to_dict()})
                 events += 1
                 if step % self.every == 0:
                     if events >= kill_after:
@@ -113,7 +113,8 @@ def test_values_that_do_not_compare_are_refused(tmp_path, tiny_config, change, w
 
 
 def test_titles_say_how_it_was_chosen_and_that_the_split_is_a_part_of_train(tmp_path, tiny_config):
-    config = tiny_config({**SELECT, "evaluation.validation_split": "train_9k[held_out]"})
+    held_out = {"input.split": "train_9k[kept]", "evaluation.validation_split": "train_9k[held_out]"}
+    config = tiny_config({**SELECT, **held_out})
     Run(tmp_path, config, [12.5], every=1).go()
     reader = checkpoint.Checkpointer(tmp_path / "best", keep=1, asynchronous=False)
     text = best_lib.describe(reader.read_metadata())
@@ -135,8 +136,11 @@ def test_titles_say_how_it_was_chosen_and_that_the_split_is_a_part_of_train(tmp_
         ({"evaluation.validation_split": "train"}, r"trained on; set config.input.split=train\[kept\] and"),
         (
             {"input.split": "train[kept]", "evaluation.validation_split": "train"},
-            r"'train' and config.input.split = 'train\[kept\]' have clips in common",
+            r"'train' and config.input.split = 'train\[kept\]' may have clips in common",
         ),
+        ({"evaluation.validation_split": "test[:50%]"}, r"= 'test\[:50%\]' and .*split = 'test'.*what is reported"),
+        ({"evaluation.validation_split": "validation+test"}, r"must not be chosen on what is reported"),
+        ({"evaluation.validation_split": "train[:10%]"}, r"must not be chosen on clips that it trained on"),
     ],
 )
 def test_a_choice_that_flatters_or_cannot_be_made_is_refused_before_training(tiny_config, changes, words):
@@ -151,7 +155,7 @@ def test_no_source_of_a_mixture_trains_on_what_a_checkpoint_is_chosen_on(tiny_co
         config_lib.add_source(config, "clips", weight=1, split=split, path=path)
         return config
 
-    with pytest.raises(UserError, match=r"config.mixture.clips.split = 'train' have clips in common"):
+    with pytest.raises(UserError, match=r"config.mixture.clips.split = 'train' may have clips in common"):
         validation.validate(mixed("train"))
     validation.validate(mixed("train[kept]"))
     validation.validate(mixed("train", path="elsewhere"))

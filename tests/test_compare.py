@@ -107,6 +107,9 @@ def test_files_that_are_no_results_are_refused(tmp_path):
     good = retrieval([1, 5], [2])
     twice = changed(good, per_query=good["per_query"] * 2)
     mixed = changed(good, per_query=[good["per_query"][0], {"query_id": "x", "correct": 1}])
+    row = lambda **values: json.dumps(
+        changed(good, per_query=[good["per_query"][0], {**good["per_query"][1], **values}])
+    )
     for content, message in (
         ("{", "expected a result"),
         ("[]", "expected `per_query`"),
@@ -114,6 +117,14 @@ def test_files_that_are_no_results_are_refused(tmp_path):
         (json.dumps({"per_query": [{"query_id": "c"}]}), "or `correct`"),
         (json.dumps(mixed), "or `correct`"),
         (json.dumps(twice), "occurs twice"),
+        ("[" * 100_000, "expected a result"),
+        (json.dumps(changed(good, split=3)), "split of the result is 3, expected text"),
+        (row(query_id=["c"]), r"query_id of row 1 of `per_query` is \['c'\], expected text"),
+        (row(caption=None), "caption of row 1 of `per_query` is None, expected text"),
+        (row(text_to_video_rank=0), "text_to_video_rank of row 1 .* is 0, expected a whole number from 1"),
+        (row(video_to_text_rank="2"), "video_to_text_rank of row 1 .* is '2'"),
+        (row(video_to_text_rank=True), "video_to_text_rank of row 1 .* is True"),
+        (json.dumps({"per_query": [{"query_id": "c", "correct": 0.5}]}), "correct of row 0 .* is 0.5, expected 0 or 1"),
     ):
         path = tmp_path / "result.json"
         path.write_text(content)

@@ -16,23 +16,23 @@ from vlp_jax.types import UserError
 
 
 def test_settings_are_parsed_to_the_type_of_the_knob(tiny_config):
-    pairs = ["input.caption_column=text", "evaluation.rerank=4", "input.flip=False", "input.max_bad_share=0.5"]
+    pairs = ["input.caption_column=text", "evaluation.token_gib=4", "input.flip=False", "input.max_bad_share=0.5"]
     found = evaluate.settings(tiny_config(), pairs)
     assert found == {
         "input.caption_column": "text",
-        "evaluation.rerank": 4,
+        "evaluation.token_gib": 4,
         "input.flip": False,
         "input.max_bad_share": 0.5,
     }
     config = config_lib.update(tiny_config(), found)
-    assert config.input.flip is False and config.evaluation.rerank == 4
+    assert config.input.flip is False and config.evaluation.token_gib == 4
 
 
 @pytest.mark.parametrize(
     ("pair", "value"),
     [
         ("evaluation.token_gib=inf", math.inf),
-        ("evaluation.rerank=007", 7),
+        ("input.threads=007", 7),
         ("input.crop_scale=(0.5,1)", (0.5, 1)),
         ("input.crop_scale=1", (1,)),
     ],
@@ -51,13 +51,16 @@ def test_a_setting_is_read_as_a_flag_of_the_config_is(tiny_config, pair, value):
         ("input.flip=maybe", r"--set=input.flip=maybe: expected True or False"),
         ("evaluation.token_gib=much", r"expected a number, as in 8.0"),
         ("evaluation.ensemble=mean", r"use --ensemble=mean"),
+        ("evaluation.rerank=4", r"use --rerank=4"),
+        ("input.split=test", r"input.split has a part in training alone; --split says"),
+        ("evaluation.validation_split=test", r"has a part in training alone"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_config, pair, words):
     with pytest.raises(UserError, match=words):
         evaluate.settings(tiny_config(), [pair])
     with pytest.raises(UserError, match="twice"):
-        evaluate.settings(tiny_config(), ["evaluation.rerank=1", "evaluation.rerank=2"])
+        evaluate.settings(tiny_config(), ["input.threads=1", "input.threads=2"])
 
 
 def test_results_under_different_conditions_have_different_names(tiny_config):

@@ -1,11 +1,13 @@
 """The checkpoint that a metric of the validation split chooses (`config.evaluation.select_by`): WORKDIR/best."""
 
+import json
 import math
 import pathlib
 from typing import Any
 
 from vlp_jax import checkpoint, workdir
 from vlp_jax import config as config_lib
+from vlp_jax.input import splits
 from vlp_jax.types import UserError
 
 _CONDITIONS = ("select_by", "validation_split", "frames", "ensemble", "rerank")  # of config.evaluation
@@ -71,6 +73,6 @@ def describe(metadata: dict[str, Any]) -> str:
     """How the checkpoint with this metadata was chosen, for titles."""
     selected = metadata["selected"]
     text = f"best {selected['select_by']} = {selected['value']:.4g} of {selected['validation_split']}"
-    if selected["validation_split"].endswith(config_lib.HELD_OUT):
+    if splits.held_out_of_training(config_lib.from_json(json.dumps(metadata["config"])), selected["validation_split"]):
         text += ", a part of the training split"
     return text

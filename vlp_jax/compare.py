@@ -21,6 +21,7 @@ FLAGS = flags.FLAGS
 
 _RANKS = ("text_to_video_rank", "video_to_text_rank")
 _SHOWN = 3  # queries named in a message
+_TEXTS = ("query_id", "clip_id", "caption", "answer", "type")  # of a row; only the first must be there
 
 
 def main(argv: list[str]) -> None:
@@ -39,11 +40,11 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """Reads a result.
 
     Raises:
-      UserError: no such file, no JSON, or nothing that can be compared query by query.
+      UserError: no such file, no JSON, or nothing that can be compared query by query: it quotes the row.
     """
     try:
         result = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a result of vlp_jax.evaluate in JSON, but {error}") from error
     rows = result.get("per_query") if isinstance(result, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "query_id" in row for row in rows):
@@ -52,9 +53,25 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         )
     if not all(_columns(row) == _columns(rows[0]) for row in rows) or not _columns(rows[0]):
         raise UserError(f"{path}: expected every row of `per_query` to have {' and '.join(_RANKS)}, or `correct`")
+    for key in ("task", "dataset", "split", "positives"):
+        _check(path, "the result", result, key, isinstance(result.get(key), (str, type(None))), "text")
+    for number, row in enumerate(rows):
+        where = f"row {number} of `per_query`"
+        for key in _TEXTS:
+            _check(path, where, row, key, isinstance(row.get(key, ""), str), "text")
+        for key in _columns(row):
+            value = row[key]
+            right = key == "correct"
+            fine = isinstance(value, int) and (value in (0, 1) if right else value >= 1 and value is not True)
+            _check(path, where, row, key, fine, "0 or 1" if right else "a whole number from 1")
     if len({row["query_id"] for row in rows}) < len(rows):
         raise UserError(f"{path}: a query_id occurs twice in `per_query`, so that rows cannot be paired")
     return result
+
+
+def _check(path, where, row, key, fine, expected):
+    if not fine:
+        raise UserError(f"{path}: {key} of {where} is {row.get(key)!r}, expected {expected}: it is damaged")
 
 
 def compare(a: dict[str, Any], b: dict[str, Any], *, samples: int, seed: int) -> dict[str, Any]:

@@ -17,9 +17,6 @@ from ml_collections import config_dict
 
 from vlp_jax.types import UserError
 
-# Ends of a split's name: a part of its clips that training leaves to the choice of a checkpoint, and the rest.
-HELD_OUT, KEPT = "[held_out]", "[kept]"
-
 
 def defaults() -> ml_collections.ConfigDict:
     """Returns a locked ConfigDict holding every knob; this function is the reference of what each one means."""
@@ -330,6 +327,11 @@ def source_input(config: ml_collections.ConfigDict, name: str) -> ml_collections
         if key != "weight" and value is not None:
             own[key] = value
     return own
+
+
+def training_inputs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """What the run trains on: source -> `source_input`, by name; `{"": config.input}` where it is no mixture."""
+    return {name: source_input(config, name) for name in sorted(config.mixture)} or {"": config.input}
 
 
 def evaluated_input(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
 from vlp_jax.evaluation import evaluators
 from vlp_jax.files import write_atomically
-from vlp_jax.input import pipeline, sources
+from vlp_jax.input import pipeline, sources, splits
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
@@ -31,6 +31,26 @@ TASKS = (*evaluators.KINDS, "reconstruction")
 
 # What --set may change besides config.evaluation: how records are found and read; the rest is the model's own.
 _MODELS_OWN = ("input.image_size", "input.max_text_tokens", "input.tokenizer", "input.lowercase", "input.frames")
+
+# Flags for values of the config, which --set then does not take.
+_FLAG_OF = {
+    "evaluation.split": "split",
+    "input.path": "input_path",
+    "evaluation.rerank": "rerank",
+    "evaluation.frames": "frames",
+    "evaluation.ensemble": "ensemble",
+    "input.ablate": "ablate",
+    "evaluation.bootstrap": "bootstrap",
+    "evaluation.batch_size": "batch_size",
+}
+_OF_TRAINING = ("input.split", "evaluation.every_steps", "evaluation.validation_split", "evaluation.select_by")
+# Flags that some tasks alone read.
+_READ_BY = {
+    "rerank": ("retrieval",),
+    "clips": ("reconstruction",),
+    "bootstrap": tuple(evaluators.KINDS),
+    "batch_size": tuple(evaluators.KINDS),
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -79,19 +99,12 @@ def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
     run = launch.open_run(workdir, step, best=best, ensemble=FLAGS.ensemble)
     task = FLAGS.task or evaluators.kind_of(run.config.task.kind)
     history = run.metadata["trained_on"]
-    changes = {
-        "evaluation.split": FLAGS.split,
-        "input.path": FLAGS.input_path,
-        "evaluation.rerank": FLAGS.rerank,
-        "evaluation.frames": FLAGS.frames,
-        "input.ablate": FLAGS.ablate,
-        "evaluation.bootstrap": FLAGS.bootstrap,
-        "evaluation.batch_size": FLAGS.batch_size,
-        "evaluation.select_by": "",  # names a metric of the run's own task
-    }
-    config_lib.update(run.config, {key: value for key, value in changes.items() if value is not None})
-    for key, value in settings(run.config, FLAGS.set).items():
-        config_lib.update(run.config, {key: value})
+    for name, tasks in _READ_BY.items():
+        if FLAGS[name].present and task not in tasks:
+            raise UserError(f"--{name}={FLAGS[name].value} with --task={task}: {' and '.join(tasks)} read it alone")
+    given = {key: FLAGS[name].value for key, name in _FLAG_OF.items() if FLAGS[name].value is not None}
+    # The checkpoint is chosen already, perhaps by a metric of another task.
+    config_lib.update(run.config, {**given, "evaluation.select_by": "", **settings(run.config, FLAGS.set)})
     if FLAGS.ensemble not in (None, "concat") and not matches(run.config, task):
         raise UserError(
             f"--ensemble={FLAGS.ensemble} with --task={task}: an ensemble is of scores of the matching head, "
@@ -113,7 +126,8 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
     """Parses what --set is given: dotted key -> value of the knob's type.
 
     Raises:
-      UserError: a key that does not exist or that is the model's own, or a value of another type.
+      UserError: a key that does not exist, that is the model's own or training's, or that has a flag; or a value of
+        another type.
     """
     out: dict[str, Any] = {}
     for pair in pairs:
@@ -121,8 +135,10 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set={pair}: expected KEY=VALUE, such as input.caption_column=text")
         config_lib.check_key(config, key)
-        if key == "evaluation.ensemble":
-            raise UserError(f"--set={pair}: the model itself reads it; use --ensemble={text}")
+        if key in _FLAG_OF:
+            raise UserError(f"--set={pair}: use --{_FLAG_OF[key]}={text}")
+        if key in _OF_TRAINING:
+            raise UserError(f"--set={pair}: {key} has a part in training alone; --split says what to evaluate on")
         if key in _MODELS_OWN or not key.startswith(("input.", "evaluation.")):
             raise UserError(
                 f"--set={pair}: {key} is the checkpoint's own; what may be set is input.* (but "
@@ -213,7 +229,11 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     ensemble = e.ensemble if matches(c, task) else "concat"
     title += f", {ensemble} of the frames' scores" if ensemble != "concat" else ""
     title += f", without {c.input.ablate}" if c.input.ablate else ""
-    title += ", a part of the training split" if e.split.endswith(config_lib.HELD_OUT) else ""
+    trained = config_lib.from_json(json.dumps(run.metadata["config"]))
+    same = os.path.realpath(trained.input.path) == os.path.realpath(c.input.path)
+    title += ", a part of the training split" if same and splits.held_out_of_training(trained, e.split) else ""
+    chosen_on = same and selected is not None and splits.may_meet(c.input.kind, selected["validation_split"], e.split)
+    title += ", which chose the checkpoint: a flattering number" if chosen_on else ""
     if not distributed.is_first():
         return
     print(module.table(result, title))
@@ -221,6 +241,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
         "task": task,
         "step": run.step,
         "selected": selected,
+        "selected_on_this_split": chosen_on,
         "split": e.split,
         "dataset": c.input.path,
         "training": how,

@@ -123,12 +123,11 @@ def trained_on(config: Any, history: Sequence[dict[str, str]] | None = None) -> 
     if history is None and config.init_from:
         before = warm_start.find(config.init_from).metadata()["trained_on"]
         before = [{**item, "stage": "pre-trained"} for item in before]
-    sources = [config_lib.source_input(config, name) for name in sorted(config.mixture)] or [config.input]
     # A later stage of pre-training starts from a run, too; only fine-tuning takes its model over.
     stage = ("fine-tuned" if config.init_model else "pre-trained") if config.init_from else "trained"
     own = [
         {"path": os.path.realpath(i.path), "content": content_of(i.path), "split": i.split, "stage": stage}
-        for i in sources
+        for i in config_lib.training_inputs(config).values()
     ]
     return before + [item for item in own if item not in before]
 

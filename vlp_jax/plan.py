@@ -94,7 +94,7 @@ def clips_of(config: Any) -> int | None:
     """Clips of the run's data: given, or those of the data set where it is here."""
     if FLAGS.clips:
         return FLAGS.clips
-    paths = [config_lib.source_input(config, name).path for name in config.mixture] or [config.input.path]
+    paths = [own.path for own in config_lib.training_inputs(config).values()]
     if not all(path and os.path.exists(path) for path in paths):
         return None
     return len(mixture_lib.open_mixture(config))

@@ -28,7 +28,7 @@ from vlp_jax.evaluation import evaluators
 from vlp_jax.files import write_atomically
 from vlp_jax.input import ledger as ledger_lib
 from vlp_jax.input import mixture as mixture_lib
-from vlp_jax.input import pipeline, sources
+from vlp_jax.input import pipeline, sources, splits
 from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.telemetry import costs as costs_lib
 from vlp_jax.telemetry import meters as meters_lib
@@ -149,7 +149,7 @@ def train(
     evaluate: Any = None
     if config.evaluation.every_steps:
         evaluate, evaluator = make_evaluator(config, run, tokenizer, answers)
-        if config.evaluation.validation_split.endswith(config_lib.HELD_OUT):
+        if splits.held_out_of_training(config, config.evaluation.validation_split):
             say(f"validation on {config.evaluation.validation_split}: a part of the training split, kept from training")
     best = best_lib.Best(workdir, config) if config.evaluation.select_by else None
     if best and best.metadata:

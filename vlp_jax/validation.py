@@ -10,8 +10,8 @@ import re
 import ml_collections
 
 from vlp_jax import config as config_lib
-from vlp_jax.config import HELD_OUT, KEPT
 from vlp_jax.evaluation import evaluators
+from vlp_jax.input import splits
 from vlp_jax.types import UserError
 
 _CHOICES = {
@@ -96,7 +96,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_input(config)
     _validate_model(config)
     _validate_task(config)
-    _validate_selection(config)
+    _validate_evaluation(config)
     _validate_mixture(config)
 
 
@@ -115,7 +115,8 @@ def _validate_values(config, prefix=""):
         if values[key] not in choices:
             near = difflib.get_close_matches(str(values[key]), choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(choices)}{hint}")
+            known = ", ".join(choice or "'' (none)" for choice in choices)
+            raise UserError(f"config.{key} = {values[key]!r}: expected one of {known}{hint}")
     for key in wanted(_POSITIVE):
         if not 0 < values[key] < math.inf:
             raise UserError(f"config.{key} = {values[key]!r}: expected a finite number above 0")
@@ -294,8 +295,14 @@ def _validate_task(c):
         )
 
 
-def _validate_selection(c):
+def _validate_evaluation(c):
     e = c.evaluation
+    frames = config_lib.evaluated_input(c).frames
+    if c.input.ablate == "order" and frames < 2:
+        raise UserError(
+            f"config.input.ablate = 'order' with clips of {frames} frame, which has no order: set config.evaluation."
+            "frames (evaluate's --frames) to 2 or more"
+        )
     if not e.select_by:
         return
     if not e.every_steps:
@@ -304,25 +311,25 @@ def _validate_selection(c):
             "is measured during training; set every_steps, or select_by to ''"
         )
     evaluators.check_metric(evaluators.kind_of(c.task.kind), e.select_by)
-    if e.validation_split == e.split and not e.split.endswith(HELD_OUT):
+    training = splits.parse(c.input.split)[0]
+    # A held-out part may be both: where there is no test set, evaluation says that its number was chosen by.
+    same = e.validation_split == e.split and splits.parse(e.split)[1] == "held_out"
+    if splits.may_meet(c.input.kind, e.validation_split, e.split) and not same:
         raise UserError(
-            f"config.evaluation.select_by = {e.select_by!r} with config.evaluation.validation_split = {e.split!r}, "
-            "which is config.evaluation.split too: a checkpoint must not be chosen on the split that is reported; set "
-            f"another validation_split, such as '{c.input.split.removesuffix(KEPT)}{HELD_OUT}'"
+            f"config.evaluation.select_by = {e.select_by!r} with config.evaluation.validation_split = "
+            f"{e.validation_split!r} and config.evaluation.split = {e.split!r}, which may have clips in common: a "
+            "checkpoint must not be chosen on what is reported; set another validation_split, such as "
+            f"'{training}{splits.HELD_OUT}'"
         )
-    whole = lambda split: split.removesuffix(HELD_OUT).removesuffix(KEPT)
-    for name in sorted(c.mixture) or [""]:
-        own = config_lib.source_input(c, name) if name else c.input
-        if own.path != c.input.path or whole(own.split) != whole(e.validation_split):
+    for name, own in config_lib.training_inputs(c).items():
+        if own.path != c.input.path or not splits.may_meet(c.input.kind, own.split, e.validation_split):
             continue
-        if {own.split, e.validation_split} == {whole(own.split) + HELD_OUT, whole(own.split) + KEPT}:
-            continue
-        key = f"mixture.{name}" if name else "input"
+        key, whole = f"mixture.{name}" if name else "input", splits.parse(own.split)[0]
         raise UserError(
-            f"config.evaluation.validation_split = {e.validation_split!r} and config.{key}.split = {own.split!r} have "
-            "clips in common: a checkpoint must not be chosen on clips that it trained on; set "
-            f"config.{key}.split={whole(own.split)}{KEPT} and "
-            f"config.evaluation.validation_split={whole(own.split)}{HELD_OUT}, or another validation_split"
+            f"config.evaluation.validation_split = {e.validation_split!r} and config.{key}.split = {own.split!r} may "
+            "have clips in common: a checkpoint must not be chosen on clips that it trained on; set "
+            f"config.{key}.split={whole}{splits.KEPT} and "
+            f"config.evaluation.validation_split={whole}{splits.HELD_OUT}, or another validation_split"
         )
 
 
@@ -346,5 +353,6 @@ def _validate_mixture(c):
             slots = config_lib.grid(own)[0]
             # Fewer frames than the selector keeps are all kept.
             own.model.selection.frames = min(c.model.selection.frames, slots) if slots > 1 else 0
-            own.evaluation.select_by = ""  # what it is measured on is not this source's: checked above
+            # What is evaluated, and how, is not this source's: checked above.
+            own.evaluation.select_by = own.input.ablate = ""
             validate(own)

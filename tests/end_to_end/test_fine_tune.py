@@ -135,7 +135,7 @@ def test_killed_between_evaluations_the_same_best_is_kept_and_the_other_run_is_n
         ({"init_from": "nowhere"}, ["config.init_from = 'nowhere'", "expected the workdir"]),
         ({"model.vision.width": 32}, ["[2, 16", "there and [2, 32", "config.init_may_differ"]),
         ({"evaluation.select_by": "accuracy"}, ["select_by = 'accuracy'", "text_to_video/R@1"]),
-        ({"evaluation.validation_split": "test"}, ["must not be chosen on the split that is reported"]),
+        ({"evaluation.validation_split": "test"}, ["must not be chosen on what is reported"]),
         ({"optimizer.trainable": "('fusion',)"}, ["'fusion'", "matches the whole path of no parameter"]),
     ],
 )
@@ -154,7 +154,7 @@ def test_bad_input_ends_with_one_clear_message(tmp_path, fine_tune, run, changes
         (["--checkpoint=best"], ["holds no best", "config.evaluation.select_by"]),
         (["--set=input.capton_column=x"], ["input.capton_column", "did you mean 'input.caption_column'"]),
         (["--set=model.vision.width=32"], ["model.vision.width is the checkpoint's own"]),
-        (["--set=evaluation.rerank=many"], ["--set=evaluation.rerank=many", "an integer"]),
+        (["--set=evaluation.token_gib=many"], ["--set=evaluation.token_gib=many", "a number"]),
         (["--task=question_answering"], ["fine-tune it first"]),
         (["--frames=32"], ["--frames = 32", "has 16 frames", "lower --frames"]),
         (["--split=qa_test"], ["needs rows with caption", "the splits of", "have captions"]),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from data import array_record
 from vlp_jax import config as config_lib
 from vlp_jax.input import annotations, held_out, sources
+from vlp_jax.input.splits import PARTS, parse
 from vlp_jax.types import UserError
 
 
@@ -64,9 +65,9 @@ def test_about_a_twentieth_of_the_clips_is_held_out():
 
 @pytest.mark.parametrize("split", ["train", "train[:10%]", "a=b|c", "all"])
 def test_a_part_is_named_behind_any_split(split):
-    assert held_out.parse(split) == (split, "")
-    assert held_out.parse(f"{split}[kept]") == (split, "kept")
-    assert held_out.parse(f"{split}[held_out]") == (split, "held_out")
+    assert parse(split) == (split, "")
+    assert parse(f"{split}[kept]") == (split, "kept")
+    assert parse(f"{split}[held_out]") == (split, "held_out")
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_an_annotation_table_is_divided_by_clips(dataset):
 def test_a_split_of_records_is_divided_with_a_list_of_its_clips_and_without(dataset, split):
     whole = sources.open_source(configure(path=str(dataset)), split)
     ids = [whole[i].clip_id for i in range(len(whole))]
-    out, kept = (sources.open_source(configure(path=str(dataset)), f"{split}[{part}]") for part in held_out.PARTS)
+    out, kept = (sources.open_source(configure(path=str(dataset)), f"{split}[{part}]") for part in PARTS)
     assert {out[i].clip_id for i in range(len(out))} == expected(ids)
     assert [kept[i].clip_id for i in range(len(kept))] == [i for i in ids if i not in expected(ids)]
 

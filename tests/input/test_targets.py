@@ -254,20 +254,29 @@ def both(config, source, tokenizer, **more):
     return (*evaluate(config, source, tokenizer, **more), train(config, source, tokenizer, **more))
 
 
-def test_without_video_every_frame_is_grey_and_nothing_is_decoded(make, tokenizer, monkeypatch):
+def test_without_video_every_frame_is_grey_and_training_decodes_nothing(make, tokenizer, monkeypatch):
     config, source = make("question_answering", [*QUESTIONS[:4], {"question": "", "answer": "red"}])
     config.input.ablate = "video"
+    (tested,) = evaluate(config, source, tokenizer, answers=LIST)
     monkeypatch.setattr(video, "decode", lambda *a, **k: pytest.fail("a clip was decoded"))
-    for item in both(config, source, tokenizer, answers=LIST):
+    for item in (tested, train(config, source, tokenizer, answers=LIST)):
         valid = item.batch.valid
         assert valid.sum() == 4 and (item.batch.video[valid] == 127).all() and not item.batch.video[~valid].any()
 
 
-def test_without_video_a_clip_that_is_not_there_is_none_the_worse(make, tokenizer):
+def test_a_clip_that_is_not_there_counts_as_missed_without_video_as_with_it(make, tokenizer):
     config, source = make("question_answering", [{"video": "/nowhere.mp4", "question": "what", "answer": "red"}])
     assert not any(item.batch.valid.any() for item in both(config, source, tokenizer, answers=LIST))
     config.input.ablate = "video"
-    assert all(item.batch.valid.all() for item in both(config, source, tokenizer, answers=LIST))
+    tested, trained = both(config, source, tokenizer, answers=LIST)
+    assert not tested.batch.valid.any() and trained.batch.valid.all()
+
+
+def test_a_clip_read_for_itself_is_valid_whatever_its_record_asks(make, tokenizer):
+    config, source = make("question_answering", [*QUESTIONS, {"video": "/nowhere.mp4", "question": "what"}])
+    (item,) = evaluate(config, source, tokenizer, answers=LIST, clips_alone=True)
+    assert item.batch.valid.tolist() == [True] * len(QUESTIONS) + [False]
+    assert item.batch.video[:-1].any(axis=(1, 2, 3, 4)).all()
 
 
 def test_without_text_every_question_is_empty_and_all_else_stays(make, tokenizer):

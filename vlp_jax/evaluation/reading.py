@@ -39,7 +39,14 @@ def read(
     """
     rows = sharding.rows_of(mesh, batch_size)
     batches = pipeline.evaluation_batches(
-        config, source, tokenizer, batch_size=batch_size, records=records, own=rows.own, answers=answers
+        config,
+        source,
+        tokenizer,
+        batch_size=batch_size,
+        records=records,
+        own=rows.own,
+        answers=answers,
+        clips_alone=True,
     )
     for number, item in enumerate(batches):
         is_padding = np.arange(number * batch_size, (number + 1) * batch_size) >= len(records)

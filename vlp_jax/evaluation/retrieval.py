@@ -36,7 +36,7 @@ class Captions:
       clip_Q: int32, number of each caption's clip, of a shared one the first; clips are numbered as they first occur.
       group_Q, group_C: int32; a caption and a clip of one group are right for each other.
       clip_ids: C names.
-      records: int `[C]`, the record that each clip is read from: its first one with a caption.
+      records: int `[C]`, the record that each clip is read from: its first one.
       valid_Q: bool, False for empty captions, which find nothing and are found by nothing.
       token_ids, token_mask: `[U, L]`, of the U distinct texts. A text is encoded once, so that equal captions tie.
       text_Q: which of them each caption is.
@@ -56,9 +56,7 @@ class Captions:
         for clip in self.clip_Q.tolist():
             self.ids.append(f"{self.clip_ids[clip]}:{seen[clip]}")
             seen[clip] += 1
-        # A record without a caption counts as bad whatever its clip: it stands for the clip only where all are so.
-        order = np.lexsort((np.arange(len(self.texts)), ~self.valid_Q, self.clip_Q))
-        self.records = order[np.searchsorted(self.clip_Q[order], np.arange(len(numbers)))]
+        self.records = np.unique(self.clip_Q, return_index=True)[1]
         self.group_Q, self.group_C = self.clip_Q, np.arange(len(numbers), dtype=np.int32)
         self.shared = shared
         if shared:
@@ -112,7 +110,8 @@ class Retrieval:
 
     The gallery holds each clip once, every caption is a query, and a clip finds its best caption. Each clip is decoded
     and encoded once, each distinct text as well. A clip that does not decode stays in: its queries count as missed, at
-    a rank beyond every R@k and every item; the result lists such clips with their reasons. So does an empty caption.
+    a rank beyond every R@k and every item; the result lists such clips with their reasons. An empty caption is missed,
+    too, and a clip that has no other stays among what the others must be told from.
 
     Reranking, in both directions: the best `rerank` items of each query by the dual encoder are ordered by the matching
     head alone, still ahead of all others, as Singularity does; a weighting of both scores is no option. A pair that two

@@ -11,22 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlp_jax.config import HELD_OUT, KEPT
 from vlp_jax.input import arrow_cache
 from vlp_jax.input.sources import Annotated, Record
 from vlp_jax.types import UserError
 
 SHARE = 0.05  # of the clips that are held out, about
-PARTS = tuple(suffix.strip("[]") for suffix in (HELD_OUT, KEPT))
 _SCHEMA = pa.schema([("number", pa.int64())])
-
-
-def parse(split: str) -> tuple[str, str]:
-    """Splits `train[kept]` into `train` and `kept`; the part is '' where the split names none."""
-    for part in PARTS:
-        if split.endswith(f"[{part}]"):
-            return split.removesuffix(f"[{part}]"), part
-    return split, ""
 
 
 def fraction(clip_id: str) -> float:
@@ -55,7 +45,7 @@ class Part:
 
     Args:
       source: whose records; it is asked for the ids of all clips.
-      part: one of PARTS.
+      part: one of `splits.PARTS`.
 
     Raises:
       UserError: nothing is left, as the source has a single clip.

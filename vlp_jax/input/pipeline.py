@@ -131,6 +131,7 @@ def evaluation_batches(
     records: np.ndarray | None = None,
     own: np.ndarray | None = None,
     answers: AnswerList | None = None,
+    clips_alone: bool = False,
 ) -> Generator[HostBatch, None, None]:
     """Yields each record exactly once, in order, with deterministic frames; `Batch.index` is the record's number.
 
@@ -140,6 +141,8 @@ def evaluation_batches(
     Args:
       records: int `[R]`, numbers of the records to read, in this order, instead of all of them.
       own, answers: as in `train_batches`.
+      clips_alone: a row is valid where its clip decodes, whatever the record asks: what stands in a gallery is no
+        matter of its caption.
 
     Raises:
       UserError: the source has no records for `config.task.kind`.
@@ -155,7 +158,8 @@ def evaluation_batches(
         return 0, [row(step * batch_size + i) for i in mine]
 
     parts = (Part("", c, source),)
-    loader = _Loader(parts, _tasks(config, parts, answers), tokenizer, rows, config.seed, training=False)
+    tasks = _tasks(config, parts, answers)
+    loader = _Loader(parts, tasks, tokenizer, rows, config.seed, training=False, clips_alone=clips_alone)
     return _stream(loader, 0, math.ceil(count / batch_size), c)
 
 
@@ -233,6 +237,7 @@ class _Loader:
       tasks: what each of `parts` is asked for.
       rows: step -> number of its source, and `(index, record number or _PADDING)` of each row.
       training: whether clips are augmented.
+      clips_alone: as in `evaluation_batches`.
     """
 
     parts: tuple[Part, ...]
@@ -241,6 +246,7 @@ class _Loader:
     rows: Callable[[int], tuple[int, list[tuple[int, int]]]]
     seed: int
     training: bool
+    clips_alone: bool = False
 
     def __post_init__(self):
         budget = self.parts[0].config.cache_gib  # one for all sources
@@ -250,14 +256,14 @@ class _Loader:
         part, rows = self.rows(step)
         c, source, task = self.parts[part].config, self.parts[part].source, self.tasks[part]
         # Padding gets an empty caption, not an empty row: attention over no token at all would be 0 / 0.
-        read = source.annotation if c.ablate == "video" else source.__getitem__
+        read = source.annotation if self._unseen(c) else source.__getitem__
         records = [Record(b"", "", "") if number == _PADDING else read(number) for _, number in rows]
         frames = np.zeros((len(rows), c.frames, c.image_size, c.image_size, 3), np.uint8)
         errors = [""] * len(rows)
         for i, ((index, number), record) in enumerate(zip(rows, records)):
             if number == _PADDING:
                 continue
-            errors[i] = task.problem(record)
+            errors[i] = "" if self.clips_alone else task.problem(record)
             if errors[i]:
                 continue
             try:
@@ -294,10 +300,18 @@ class _Loader:
 
     def _frames(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int, number: int) -> np.ndarray:
         """The frames of a clip, uint8 `[T, H, W, 3]`, or what `config.input.ablate` leaves of them."""
-        if c.ablate == "video":
-            return np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
+        grey = np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
+        if self._unseen(c):
+            return grey
         frames = self._decode(c, record, index, part)
+        if c.ablate == "video":
+            return grey
         return frames[shuffled(c.frames, self.seed, number)] if c.ablate == "order" else frames
+
+    def _unseen(self, c: ml_collections.ConfigDict) -> bool:
+        """Whether clips need not be decoded. A test decodes them all the same, so that the baseline's denominator has
+        the same clips that count as missed."""
+        return c.ablate == "video" and self.training
 
     def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int) -> np.ndarray:
         rng = _generator(self.seed, index) if self.training else None

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import ml_collections
 import pyarrow as pa
 
-from vlp_jax.input import annotations, arrow_cache
+from vlp_jax.input import annotations, arrow_cache, splits
 from vlp_jax.input.per_process import PerProcess
 from vlp_jax.text import encodable
 from vlp_jax.types import UserError
@@ -154,7 +154,7 @@ def open_source(input_config: ml_collections.ConfigDict, split: str | None = Non
     split = input_config.split if split is None else split
     from vlp_jax.input import held_out  # imports this module
 
-    whole, part = held_out.parse(split)
+    whole, part = splits.parse(split)
     if part:
         if input_config.kind == "shards":
             raise UserError(

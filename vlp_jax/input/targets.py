@@ -41,7 +41,7 @@ class Task:
 
     def problem(self, record: Record) -> str:
         """Why a record is no example of the task; '' where it is one."""
-        if self.has_text and not record.caption:
+        if self.has_text and not record.caption.strip():
             return "empty caption" if self.kind == "pretrain" else "empty question"
         if self.kind == "multiple_choice":
             return self._problem_of_choice(record)
