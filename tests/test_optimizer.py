@@ -158,6 +158,6 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_near_names(tiny_conf
 
 def test_the_summary_counts_what_trains(tiny_config, params):
     total = sum(x.size for x in jax.tree.leaves(params))
-    assert optimizer.trained_summary(tiny_config(), params) == f"all {total:,} parameters train"
+    assert optimizer.trained_summary(tiny_config(), params) == f"{total:,} parameters, none of them frozen"
     some = tiny_config({"optimizer.trainable": ("temperature", "text_projection/bias")})
     assert optimizer.trained_summary(some, params).startswith(f"17 of {total:,} parameters train, in 2 of ")

@@ -33,6 +33,16 @@ def saved(tmp_path, tiny_config, fake_tokenizer):
     return tmp_path / "run", checkpoint.by_path(run.params)
 
 
+def test_a_part_that_the_other_runs_loss_never_made_is_named_with_its_weight(tmp_path, tiny_config, fake_tokenizer):
+    writer = checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", keep=1, asynchronous=False)
+    writer.save(1, make(tiny_config({"loss.mlm": 0.0}), fake_tokenizer, 1), {})
+    writer.close()
+    fresh = make(tiny_config(), fake_tokenizer, 7)
+    words = "word_head/.* is not there.* word_head where config.loss.mlm is above 0, .*: start from its pre-training"
+    with pytest.raises(UserError, match=words):
+        warm_start.load(str(tmp_path / "run"), (), fresh.params)
+
+
 FOUR = {"input.frames": 4, "model.selection.frames": 0, "model.vision.time_positions": "learned"}
 
 

@@ -11,7 +11,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -96,7 +96,15 @@ def run_app(main: Callable[[list[str]], None]) -> None:
         except (UserError, OSError) as error:
             fail(error)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line as absl does; a wrong flag ends like every other error of the user's."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(UserError(f"{error} (--help lists all flags)"))
 
 
 def run_config_app(main: Callable[[list[str]], None]) -> None:
@@ -121,7 +129,7 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception) -> NoReturn:
     """Prints the one message and ends the process with status 2."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)

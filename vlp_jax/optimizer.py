@@ -73,12 +73,15 @@ def trained_mask(config: ml_collections.ConfigDict, params: Any) -> Any:
 
 
 def trained_summary(config: ml_collections.ConfigDict, params: Any) -> str:
-    """One line that says how many parameters train; raises as `trained_mask`."""
+    """One line that says how many parameters the optimiser has; raises as `trained_mask`.
+
+    Those that the loss of a task does not reach, such as the word head in question answering, are among them.
+    """
     pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(trained_mask(config, params))))
     total = sum(leaf.size for leaf, _ in pairs)
     trained = [leaf.size for leaf, trains in pairs if trains]
     if len(trained) == len(pairs):
-        return f"all {total:,} parameters train"
+        return f"{total:,} parameters, none of them frozen"
     return (
         f"{sum(trained):,} of {total:,} parameters train, in {len(trained)} of {len(pairs)} arrays "
         f"(config.optimizer.trainable = {tuple(config.optimizer.trainable)})"

@@ -134,8 +134,8 @@ def train(
         say(progress_lib.parameter_overview(run.abstract.params))
         say(optimizer.trained_summary(config, run.abstract.params))
     say(
-        f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(mixture)} clips in {mixture.name}, "
-        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"{config.name}: {total_steps} steps of {config.batch_size} examples, {len(mixture)} records in "
+        f"{mixture.name}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else "")
     )
 

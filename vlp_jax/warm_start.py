@@ -20,6 +20,12 @@ from vlp_jax.types import UserError
 
 RECIPE = "recipe/"  # what the parameters of a task's recipe begin with, and those of its head
 HEAD = "head/"
+# Parts that a recipe has where a term of its loss has a weight.
+_MADE_BY = {
+    "word_head": "config.loss.mlm",
+    "match_head": "config.loss.vtm",
+    "decoder": "config.loss.mvm",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +195,8 @@ def load(
         if refused:
             shown = "; ".join(sorted(refused)[:8]) + (f"; ... ({len(refused)} in all)" if len(refused) > 8 else "")
             raise UserError(
-                f"config.init_from = {init_from!r} does not fit this model: {shown}. Use that run's model config, or "
-                "list what may differ in config.init_may_differ"
+                f"config.init_from = {init_from!r} does not fit this model: {shown}. {_fix(here, shapes)}Use that "
+                "run's model config, or list what may differ in config.init_may_differ"
             )
         # What has the same shape is read directly into its place on the mesh.
         places = {there[t.origin]: here[name].sharding for name, t in taken.items() if t.shape == t.origin_shape}
@@ -222,6 +228,18 @@ def load(
         new[name] = jax.device_put(value.astype(own.dtype), own.sharding)
     report = Report(str(found.directory), metadata.get("step", number), taken, left_out, why_created)
     return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
+
+
+def _fix(here, there) -> str:
+    """What the first part that is missing there comes of, where a weight of the loss decides; '' where none does."""
+    holds = lambda names, part: any(name.removeprefix(RECIPE).startswith(f"{part}/") for name in names)
+    for part, loss in _MADE_BY.items():
+        if holds(here, part) and not holds(there, part):
+            return (
+                f"A run has {part} where {loss} is above 0, which that one had not, as most fine-tuned ones: start "
+                "from its pre-training. "
+            )
+    return ""
 
 
 def _plan(here, shapes, origins, may_differ, same_head):

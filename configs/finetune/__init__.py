@@ -10,6 +10,7 @@ a GPU and does not say how many GPUs), the steps between two evaluations, and, w
 warm-up over a tenth of the steps.
 """
 
+import difflib
 from typing import Any
 
 import ml_collections
@@ -65,6 +66,8 @@ def build(file: str, arg: str, shared: dict[str, Any], sets: dict[str, dict[str,
       UserError: there is no such data set in the file.
     """
     if arg not in sets:
-        asked = f"no argument {arg!r}" if arg else "an argument"
-        raise UserError(f"configs/finetune/{file}.py needs {asked}: expected one of {', '.join(sets)}, after a colon")
+        near = difflib.get_close_matches(arg, sets, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        asked = f"has no data set {arg!r}" if arg else "needs a data set"
+        raise UserError(f"configs/finetune/{file}.py {asked}: expected one of {', '.join(sets)}, after a colon{hint}")
     return update(defaults(), {**COMMON, **shared, **sets[arg], "name": f"{file}-{arg}"})

@@ -49,9 +49,9 @@ def test_every_config_is_valid_on_every_kind_of_run(runs, file, name):
 @pytest.mark.parametrize("file", FILES)
 def test_another_argument_is_refused_with_those_that_exist(file):
     module = importlib.import_module(f"configs.finetune.{file}")
-    with pytest.raises(UserError, match=rf"finetune/{file}.py needs no argument 'cats': .*moving_shapes"):
+    with pytest.raises(UserError, match=rf"finetune/{file}.py has no data set 'cats': .*moving_shapes"):
         module.get_config("cats")
-    with pytest.raises(UserError, match="needs an argument: expected one of"):
+    with pytest.raises(UserError, match="needs a data set: expected one of"):
         module.get_config()
 
 

@@ -71,7 +71,7 @@ def test_the_model_the_tokenizer_and_the_parameters_are_the_other_runs(tuned, fi
     assert (ours["model"]["masking"]["kind"], ours["loss"]["mvm"], ours["loss"]["vtm"]) == ("none", 0.0, 1.0)
     assert (workdir / "tokenizer.model").read_bytes() == (finished / "tokenizer.model").read_bytes()
     assert f"model of {finished} (smaug-tiny, recipe smaug)" in output
-    assert "left out (only there): decoder" in output and "parameters train" in output
+    assert "left out (only there): decoder" in output and "parameters, none of them frozen" in output
     listed = json.loads((workdir / "init.json").read_text())
     assert listed["parameters"]["vision/cls"]["origin"] == "vision/cls" and listed["step"] == 12
     assert any(name.startswith("word_head/") for name in listed["left_out"])
@@ -136,6 +136,7 @@ def test_killed_between_evaluations_the_same_best_is_kept_and_the_other_run_is_n
         ({"model.vision.width": 32}, ["[2, 16", "there and [2, 32", "config.init_may_differ"]),
         ({"evaluation.select_by": "accuracy"}, ["select_by = 'accuracy'", "text_to_video/R@1"]),
         ({"evaluation.validation_split": "test"}, ["must not be chosen on what is reported"]),
+        ({"evaluation.validation_split": "train[held_out]"}, ["must not be chosen on clips that it trained on"]),
         ({"optimizer.trainable": "('fusion',)"}, ["'fusion'", "matches the whole path of no parameter"]),
     ],
 )
@@ -150,6 +151,10 @@ def test_bad_input_ends_with_one_clear_message(tmp_path, fine_tune, run, changes
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--chekpoint=best"], ["Unknown command line flag 'chekpoint'", "checkpoint", "--help"]),
+        (["--task=multiple_choice", "--rerank=4"], ["--rerank=4 with --task=multiple_choice", "retrieval"]),
+        (["--clips=2"], ["--clips=2 with --task=retrieval", "reconstruction"]),
+        (["--ablate=order", "--frames=1"], ["config.input.ablate = 'order'", "no order"]),
         (["--checkpoint=newest"], ["--checkpoint=newest", "a step, such as 500, or best"]),
         (["--checkpoint=best"], ["holds no best", "config.evaluation.select_by"]),
         (["--set=input.capton_column=x"], ["input.capton_column", "did you mean 'input.caption_column'"]),

@@ -250,7 +250,10 @@ def test_a_file_that_is_no_annotation_table_is_refused_by_what_it_is(folder):
         annotations.refuse_other(folder / "egomcq.jsonl")
     with pytest.raises(UserError, match=r"qa_answers.jsonl is no annotation table: its rows have answer, count;"):
         annotations.refuse_other(folder / "qa_answers.jsonl")
-    annotations.refuse_other(folder / "broken.jsonl")
+    (folder / "empty.jsonl").touch()
+    for name in ("broken", "empty"):
+        with pytest.raises(UserError, match=rf"{name}.jsonl is no annotation table: its first line is no JSON object"):
+            annotations.refuse_other(folder / f"{name}.jsonl")
 
 
 def test_text_is_taken_away_only_where_there_is_a_question():

@@ -274,8 +274,11 @@ def test_smaug_offers_every_capability(model):
     module = nnx.merge(*model("sparse")[1:])
     for capability in (recipe.Trainable, recipe.DualEncoder, recipe.Matcher, recipe.Reconstructor):
         recipe.require(module, capability, "the test")
-    with pytest.raises(UserError, match="rerank needs a recipe that is a Matcher; object is not one"):
+    able = "object is not one: take a run of config.recipe = "
+    with pytest.raises(UserError, match=f"rerank needs .* a Matcher; {able}singularity or smaug or vindlu"):
         recipe.require(object(), recipe.Matcher, "rerank")
+    with pytest.raises(UserError, match=f"pictures needs .* a Reconstructor; {able}smaug$"):
+        recipe.require(object(), recipe.Reconstructor, "pictures")
 
 
 def test_an_unknown_recipe_is_refused(tiny_config, fake_tokenizer):

@@ -74,19 +74,19 @@ def annotation_tables(directory: pathlib.Path, kind: str = "") -> list[str]:
 
 
 def refuse_other(table: pathlib.Path) -> None:
-    """Raises UserError where a file beside a dataset is asked for that is none of its annotation tables."""
+    """Raises UserError: a file beside a dataset was asked for that is none of its annotation tables."""
     columns = columns_of(table)
     if "options" in columns and "clip_id" not in columns:
         raise UserError(
             f"{table} asks which of several clips fits a text, as EgoMCQ does: choosing among clips is not supported; "
             "expected rows with clip_id and options that are texts"
         )
-    if columns:
-        wanted = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in TASK_COLUMNS.items())
-        raise UserError(
-            f"{table} is no annotation table: its rows have {', '.join(sorted(columns))}; expected clip_id and the "
-            f"columns of a task ({wanted}), and beside it clips.txt"
-        )
+    wanted = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in TASK_COLUMNS.items())
+    has = f"its rows have {', '.join(sorted(columns))}" if columns else "its first line is no JSON object with keys"
+    raise UserError(
+        f"{table} is no annotation table: {has}; expected clip_id and the columns of a task ({wanted}), and beside it "
+        "clips.txt"
+    )
 
 
 def held(columns: Collection[str]) -> frozenset[str]:

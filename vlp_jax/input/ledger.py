@@ -20,11 +20,18 @@ def kind_of(error: str) -> str:
 
 
 def count_kinds(errors: Iterable[tuple[str, int]], most: int = 5) -> str:
-    """Lists `(error, examples)` pairs by kind, the most frequent first: `12 x truncated: N of N frames are there`."""
+    """Lists `(error, examples)` pairs by kind, the most frequent first, each as it was met first:
+    `12 x truncated: 3 of 8 frames are there (or other numbers)`."""
     kinds: collections.Counter[str] = collections.Counter()
+    met: dict[str, list[str]] = {}  # kind -> its first error, and another one of that kind
     for error, count in errors:
-        kinds[kind_of(error)] += count
-    listed = [f"{count:,} x {kind}" for kind, count in kinds.most_common(most)]
+        kind = kind_of(error)
+        kinds[kind] += count
+        seen = met.setdefault(kind, [error])
+        if len(seen) == 1 and error != seen[0]:
+            seen.append(error)
+    other = lambda kind: " (or other numbers)" if len(met[kind]) > 1 else ""
+    listed = [f"{count:,} x {met[kind][0]}{other(kind)}" for kind, count in kinds.most_common(most)]
     rest = len(kinds) - len(listed)
     return "; ".join(listed) + (f"; and {rest} other reasons" if rest > 0 else "")
 

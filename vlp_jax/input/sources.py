@@ -208,7 +208,11 @@ class TfdsSource(PerProcess):
     def __init__(self, path: str, split: str):
         directory = pathlib.Path(path)
         if not directory.is_dir():
-            raise UserError(f"config.input.path = {path!r}: no such directory; expected one holding dataset_info.json")
+            raise UserError(
+                f"config.input.path = {path!r}: no such directory; expected one holding dataset_info.json, as `python "
+                "-m data.prepare NAME` writes of a corpus (data/README.md) and `python -m data.moving_shapes` of the "
+                "embedded clips"
+            )
         if not (directory / "dataset_info.json").is_file():
             inside = sorted(p.parent for p in directory.glob("*/*/dataset_info.json"))
             inside += sorted(p.parent for p in directory.glob("*/dataset_info.json"))

@@ -79,7 +79,7 @@ def load(config: ml_collections.ConfigDict) -> Any:
     """
     if config.recipe not in RECIPES:
         raise UserError(f"config.recipe = {config.recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
-    kind = getattr(importlib.import_module(f"vlp_jax.recipes.{config.recipe}"), RECIPES[config.recipe])
+    kind = _class_of(config.recipe)
     values = config_lib.leaves(config)
     for key, only in kind.FIXED.items():
         if values[key] != only:
@@ -96,9 +96,14 @@ def build(config: ml_collections.ConfigDict, tokenizer: Any, rngs: nnx.Rngs) -> 
 
 
 def require(model: Any, capability: type, purpose: str) -> None:
-    """Refuses a recipe that lacks what `purpose` needs."""
+    """Refuses a recipe that lacks what `purpose` needs; names those that have it."""
     if not isinstance(model, capability):
+        able = [name for name in sorted(RECIPES) if issubclass(_class_of(name), capability)]
+        fix = f"take a run of config.recipe = {' or '.join(able)}" if able else "no recipe here is one"
         raise UserError(
-            f"{purpose} needs a recipe that is a {capability.__name__}; {type(model).__name__} is not one: take a run "
-            f"of another config.recipe ({', '.join(sorted(RECIPES))})"
+            f"{purpose} needs a recipe that is a {capability.__name__}; {type(model).__name__} is not one: {fix}"
         )
+
+
+def _class_of(name: str) -> Any:
+    return getattr(importlib.import_module(f"vlp_jax.recipes.{name}"), RECIPES[name])
