@@ -4,7 +4,8 @@ Each row is one `python -m vlp_jax.plan --json`, in a process of its own, of the
 bfloat16, compiled for devices that need not be there:
 
 - `slices`: base and large, 16 clips a chip, on v5e-16, v5e-256, v5p-128 and v6e-256.
-- `scaling`: base, 16 clips a chip, on 16 to 256 chips of v5e: what a chip computes and sends should stay the same.
+- `scaling`: base, 16 clips a chip, on 16 to 256 chips of v5e, with hard negatives of each chip's own clips and with
+  those of the whole batch: what a chip computes and sends should stay the same.
 - `levers`: base on one H200 and on eight, with each memory lever alone.
 
 Finished rows are kept in `--out` and not compiled again. Prints the table and ends with one JSON line; `--results FILE`
@@ -56,14 +57,16 @@ def rows_of(table: str) -> dict[str, list[str]]:
         }
     if table == "scaling":
         return {
-            f"{chips} chips": [
+            f"{chips} chips, negatives of {whose}": [
                 "--config=configs/smaug.py:base",
                 f"--topology={topology}",
                 "--config.mesh.fsdp=16",
                 f"--config.mesh.data={chips // 16}",
                 f"--config.batch_size={A_CHIP * chips}",
                 "--config.model.remat=dots",
+                f"--config.loss.vtm_group={group}",
             ]
+            for whose, group in (("a chip", A_CHIP), ("all", 0))
             for topology, chips in SCALING.items()
         }
     return {name: ["--config=configs/smaug.py:base", *flags] for name, flags in LEVERS.items()}
