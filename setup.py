@@ -24,6 +24,7 @@ setup(
         "pyarrow>=20",
         "sentencepiece>=0.2.1",
         "tokenizers>=0.22",
+        "safetensors>=0.5",
         "ml-collections>=1.1",
         "clu>=0.0.12",
         "av>=17",
@@ -38,6 +39,7 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "pyyaml", "transformers", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
         "notebook": ["jupyterlab"],
+        "parity": ["torch>=2.8", "transformers>=5"],
         "versus": ["torch", "transformers"],
     },
 )

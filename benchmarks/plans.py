@@ -5,7 +5,8 @@ bfloat16, compiled for devices that need not be there:
 
 - `slices`: base and large, 16 clips a chip, on v5e-16, v5e-256, v5p-128 and v6e-256.
 - `scaling`: base, 16 clips a chip, on 16 to 256 chips of v5e, with hard negatives of each chip's own clips and with
-  those of the whole batch: what a chip computes and sends should stay the same.
+  those of the whole batch: what a chip computes should stay the same, and what it sends too, but for the tokens of
+  clips that go round with the negatives of all.
 - `levers`: base on one H200 and on eight, with each memory lever alone.
 
 Finished rows are kept in `--out` and not compiled again. Prints the table and ends with one JSON line; `--results FILE`

@@ -132,8 +132,8 @@ def test_titles_say_how_it_was_chosen_and_that_the_split_is_a_part_of_train(tmp_
             {"evaluation.validation_split": "test"},
             r"validation_split = 'test'.*must not be chosen.*'train\[held_out\]'",
         ),
-        ({"evaluation.validation_split": "train[held_out]"}, r"trained on; set config.input.split=train\[kept\]"),
-        ({"evaluation.validation_split": "train"}, r"trained on; set config.input.split=train\[kept\] and"),
+        ({"evaluation.validation_split": "train[held_out]"}, r"trained on; .*config.input.split=train\[kept\]"),
+        ({"evaluation.validation_split": "train"}, r"trained on; .*config.input.split=train\[kept\] and"),
         (
             {"input.split": "train[kept]", "evaluation.validation_split": "train"},
             r"'train' and config.input.split = 'train\[kept\]' may have clips in common",
@@ -159,6 +159,22 @@ def test_no_source_of_a_mixture_trains_on_what_a_checkpoint_is_chosen_on(tiny_co
         validation.validate(mixed("train"))
     validation.validate(mixed("train[kept]"))
     validation.validate(mixed("train", path="elsewhere"))
+    with pytest.raises(UserError, match=r"config.mixture.clips.split = 'train' may have clips"):
+        validation.validate(mixed("train", path="./somewhere/"))
+
+
+def test_tables_and_shards_need_no_test_split_to_choose_a_checkpoint(tiny_config):
+    # config.evaluation.split stays at its default, which neither can have.
+    rows = {"input.kind": "table", "input.split": "split=train", "evaluation.validation_split": "split=val"}
+    validation.validate(tiny_config({**SELECT, **rows}))
+    shards = {"input.kind": "shards", "input.split": "shards=0..7", "evaluation.validation_split": "shards=8..9"}
+    validation.validate(tiny_config({**SELECT, **shards}))
+    with pytest.raises(UserError, match=r"set another validation_split$"):
+        validation.validate(tiny_config({**SELECT, **shards, "input.split": "shards=0..8"}))
+    parts = {"input.kind": "table", "input.split": "all[kept]", "evaluation.validation_split": "all[held_out]"}
+    validation.validate(tiny_config({**SELECT, **parts, "evaluation.split": "all[held_out]"}))
+    with pytest.raises(UserError, match=r"set another config.evaluation.split, or another validation_split$"):
+        validation.validate(tiny_config({**SELECT, **parts, "evaluation.split": "all"}))
 
 
 def test_a_held_out_part_may_be_chosen_on(tiny_config):

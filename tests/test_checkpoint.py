@@ -73,11 +73,12 @@ def test_a_process_that_lists_too_little_restores_what_the_first_one_names(saver
         one.save(step, state, {"step": step})
     all_of_them = other._listing()
     monkeypatch.setattr(other, "_listing", lambda: all_of_them[:1])
-    first = iter([2, 2, 0])  # what the first process says: the newest, the newest intact, the number of its save
-    monkeypatch.setattr(other, "_agree", lambda number: next(first))
+    # What the first process says, as it passes from one process to another.
+    said = iter(json.loads(json.dumps([one.latest(), one._newest_intact(None), one._read_manifest(None)])))
+    monkeypatch.setattr(checkpoint.distributed, "from_first", lambda make: next(said))
     assert other.latest() == 2
     step, restored, metadata = other.restore(abstract(state))
-    assert (step, metadata) == (2, {"step": 2})
+    assert (step, metadata) == (2, {"step": 2}) == (2, other.read_metadata())
     assert_same_bits(restored, state)
 
 

@@ -12,6 +12,8 @@ from vlp_jax import compare
 from vlp_jax.evaluation import ranking
 from vlp_jax.types import UserError
 
+RANKS = ("text_to_video_rank", "video_to_text_rank")
+
 
 def retrieval(ranks, of_clips, **more):
     """A result of captions with these ranks; caption i is of clip i // 2."""
@@ -120,6 +122,13 @@ def test_files_that_are_no_results_are_refused(tmp_path):
         ("[" * 100_000, "expected a result"),
         (json.dumps(changed(good, split=3)), "split of the result is 3, expected text"),
         (row(query_id=["c"]), r"query_id of row 1 of `per_query` is \['c'\], expected text"),
+        (json.dumps({"per_query": [{"query_id": "c", **dict.fromkeys(RANKS, 1)}]}), "clip_id of row 0 .* is None"),
+        (
+            json.dumps(
+                {"positives": "caption", "per_query": [{"query_id": "c", "clip_id": "c", **dict.fromkeys(RANKS, 1)}]}
+            ),
+            "caption of row 0 .* is None, expected text",
+        ),
         (row(caption=None), "caption of row 1 of `per_query` is None, expected text"),
         (row(text_to_video_rank=0), "text_to_video_rank of row 1 .* is 0, expected a whole number from 1"),
         (row(video_to_text_rank="2"), "video_to_text_rank of row 1 .* is '2'"),

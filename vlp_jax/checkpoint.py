@@ -39,7 +39,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from vlp_jax import manifest
+from vlp_jax import distributed, manifest
 from vlp_jax.types import UserError
 
 _ARRAYS = "arrays"
@@ -111,13 +111,14 @@ class Checkpointer:
         body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
         first = jax.process_index() == 0
         later = {s: manifest.problem(path) for s, path in self._folders().items() if s > step} if first else {}
-        intact = self._agree(max((s for s, problem in later.items() if problem is None), default=-1))
+        intact = distributed.from_first(lambda: max((s for s, problem in later.items() if problem is None), default=-1))
         if intact >= 0:
             raise UserError(
                 f"cannot save step {step}: {self._directory} already holds step {intact}, which a resumed run would "
                 "take for its newest; move the later checkpoints away, or use a new directory"
             )
-        number = self._agree(1 + max((n for s, n, _ in self._listing() if s == step), default=-1))
+        saves = lambda: [n for s, n, _ in self._listing() if s == step]
+        number = distributed.from_first(lambda: 1 + max(saves(), default=-1))
         unfinished = self._directory / f"unfinished-{_name(step, number)}"
         if first:
             self._prepare(unfinished, later)
@@ -196,12 +197,6 @@ class Checkpointer:
                 _discard(path)
         unfinished.mkdir()
 
-    def _agree(self, number: int) -> int:
-        """Returns the first process's number on every process: only one of them looks at the directory."""
-        if jax.process_count() == 1:
-            return number
-        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
     # -- Reading -------------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
@@ -211,8 +206,8 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """Returns the newest committed step, as the first process lists it, or None; `restore` says if it is intact."""
-        newest = self._agree(max(self.steps(), default=-1))
-        return None if newest < 0 else newest
+        self.wait()
+        return distributed.from_first(lambda: max(self._folders(), default=None))
 
     def restore(
         self, abstract_state: Any, step: int | None = None, *, part: str | None = None
@@ -233,21 +228,9 @@ class Checkpointer:
             missing, unexpected, or of another shape or dtype than `abstract_state`'s.
         """
         self.wait()
-        if step is not None:
-            self._folder(step)  # refuses an absent step on every process alike
         # The first process reads and hashes the files; the others take its word.
-        found, bad = self._newest_intact(step) if jax.process_index() == 0 else (-1, {})
-        found = self._agree(found)
-        if found < 0:
-            raise self._none_intact(step, bad)
-        for s, problem in sorted(bad.items(), reverse=True):
-            _log.warning(
-                "checkpoint step %d in %s is corrupt (%s): falling back to step %d", s, self._directory, problem, found
-            )
-        # By name: on a shared file system another process may not list it yet.
-        number = self._agree(max((n for s, n, _ in self._listing() if s == found), default=0))
-        folder = self._directory / _name(found, number)
-        body = manifest.read(folder)
+        name, body = distributed.from_first(lambda: self._newest_intact(step))
+        folder, found = self._directory / name, body["step"]
         saved = body["leaves"]
         if part is None:
             abstract = by_path(abstract_state)
@@ -296,40 +279,61 @@ class Checkpointer:
 
     def _read_manifest(self, step: int | None) -> tuple[int, dict[str, Any]]:
         self.wait()
-        bad = {}
-        for s in [step] if step is not None else sorted(self._folders(), reverse=True):
-            try:
-                return s, manifest.read(self._folder(s))
-            except manifest.Corrupt as error:
-                bad[s] = str(error)
-        raise self._none_intact(step, bad)
 
-    def _newest_intact(self, only: int | None) -> tuple[int, dict[int, str]]:
-        """Returns `(step or -1, problem by corrupt step)`; looks at the directory anew each time, because what
-        looks corrupt may be a step that a training process is just discarding in favour of a newer one."""
+        def read():
+            bad = {}
+            for s in [step] if step is not None else sorted(self._folders(), reverse=True):
+                try:
+                    return s, manifest.read(self._folder(s))
+                except manifest.Corrupt as error:
+                    bad[s] = str(error)
+            raise self._none_intact(step, bad)
+
+        s, body = distributed.from_first(read)
+        return s, body
+
+    def _newest_intact(self, only: int | None) -> tuple[str, dict[str, Any]]:
+        """Returns the name of the newest intact step's folder, and its manifest.
+
+        It looks at the directory anew each time, because what looks corrupt may be a step that a training process is
+        just discarding in favour of a newer one.
+        """
         bad: dict[int, str] = {}
+        if only is not None:
+            self._folder(only)
         while True:
             folders = self._folders()
             left = [s for s in folders if s not in bad and only in (None, s)]
+            there = {s: p for s, p in bad.items() if s in folders}
             if not left:
-                return -1, {s: p for s, p in bad.items() if s in folders}
-            problem = manifest.problem(folders[max(left)])
-            if problem is None:
-                return max(left), {s: p for s, p in bad.items() if s in folders}
-            bad[max(left)] = problem
+                raise self._none_intact(only, there)
+            folder = folders[max(left)]
+            try:
+                problem, body = manifest.problem(folder), manifest.read(folder)
+            except manifest.Corrupt as error:
+                problem = str(error)
+            if problem is not None:
+                bad[max(left)] = problem
+                continue
+            for s, why in sorted(there.items(), reverse=True):
+                _log.warning(
+                    "checkpoint step %d in %s is corrupt (%s): falling back to step %d",
+                    *(s, self._directory, why, max(left)),
+                )
+            return folder.name, body
 
     def _none_intact(self, step: int | None, bad: dict[int, str]) -> UserError:
         text = "; ".join(f"step {s}: {problem}" for s, problem in sorted(bad.items()))
         if step is not None:
             others = [s for s in sorted(self._folders()) if s != step]
             return UserError(
-                f"checkpoint step {step} in {self._directory} is corrupt ({text or 'see the message of process 0'}); "
+                f"checkpoint step {step} in {self._directory} is corrupt ({text or 'it has just gone'}); "
                 + (f"there is also step {_list(others)}" if others else "there is no other step")
             )
         if not self._folders():
             return UserError(f"{self._directory} holds no checkpoint: expected folders such as {_name(500, 0)}")
         return UserError(
-            f"every checkpoint in {self._directory} is corrupt: {text or 'see the message of process 0'}; restore the "
+            f"every checkpoint in {self._directory} is corrupt: {text}; restore the "
             "files from a backup, or start again in a new directory"
         )
 

@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 _RANKS = ("text_to_video_rank", "video_to_text_rank")
 _SHOWN = 3  # queries named in a message
-_TEXTS = ("query_id", "clip_id", "caption", "answer", "type")  # of a row; only the first must be there
+_TEXTS = ("query_id", "clip_id", "caption", "answer", "type")  # of a row, where they are there
 
 
 def main(argv: list[str]) -> None:
@@ -55,10 +55,13 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected every row of `per_query` to have {' and '.join(_RANKS)}, or `correct`")
     for key in ("task", "dataset", "split", "positives"):
         _check(path, "the result", result, key, isinstance(result.get(key), (str, type(None))), "text")
+    # What groups the rows: captions of one clip are ranked, and drawn, together.
+    needed = {"query_id"} | ({"clip_id"} if _columns(rows[0]) == _RANKS else set())
+    needed |= {"caption"} if result.get("positives") == "caption" else set()
     for number, row in enumerate(rows):
         where = f"row {number} of `per_query`"
         for key in _TEXTS:
-            _check(path, where, row, key, isinstance(row.get(key, ""), str), "text")
+            _check(path, where, row, key, isinstance(row.get(key, None if key in needed else ""), str), "text")
         for key in _columns(row):
             value = row[key]
             right = key == "correct"

@@ -164,6 +164,11 @@ def defaults() -> ml_collections.ConfigDict:
     t.layers = 9
     t.heads = 12
     t.mlp_ratio = 4.0
+    # A published text encoder to start from, its first layers the text encoder's, the next ones the fusion's: a Hugging
+    # Face folder or a file of weights of BERT's form (vlp_jax/pretrained); "" for random ones.
+    t.init_from = ""
+    t.norm = "pre"  # pre | post (BERT and its like): where the norms of text, fusion and answer blocks stand
+    t.norm_epsilon = 1e-6  # of these norms; BERT's is 1e-12
     t.mask_ratio = 0.5  # share of the pieces (or words) chosen for masked language modelling, (0, 1)
     t.whole_words = False  # choose words, and all pieces of a chosen word, instead of pieces one by one
     t.mask_policy = "80/10/10"  # 80/10/10 (BERT) | always (each chosen piece becomes [MASK])
@@ -183,14 +188,15 @@ def defaults() -> ml_collections.ConfigDict:
     m.remat = "none"  # none | dots (keep matmul outputs) | full: what is recomputed in the backward pass
     m.unroll = False  # unroll the scans over layers: slower to compile, for FLOP counting and very shallow models
 
-    # -- Weights of the loss terms; 0 removes the term and its computation.
+    # -- Weights of the loss terms; 0 removes the term and its computation (`loss_weights`).
     c.loss = w = ml_collections.ConfigDict()
     w.vtc = 1.0  # video-text contrastive
     w.vtm = 1.0  # video-text matching with hard negatives
     w.mlm = 1.0  # masked language modelling
     w.mvm = 1.0  # masked video modelling: pixels of the hidden patches
-    # Hard negatives are drawn among so many consecutive examples of a micro-batch, as in ALBEF's and Singularity's code
-    # among those of one GPU; 0: among all. Where each device has whole groups, no clip's tokens leave their device.
+    # No weight: hard negatives are drawn among so many consecutive examples of a micro-batch, as in ALBEF's and
+    # Singularity's code among those of one GPU; 0: among all. Where each device has whole groups, no clip's tokens
+    # leave their device.
     w.vtm_group = 0
 
     # -- Optimiser: AdamW, linear warm-up, cosine decay.
@@ -405,6 +411,11 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 # --- Derived values ---------------------------------------------------------------------------------------------------
+
+
+def loss_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Term -> its weight in `config.loss`."""
+    return {term: config.loss[term] for term in ("vtc", "vtm", "mlm", "mvm")}
 
 
 def total_steps(config: ml_collections.ConfigDict, dataset_size: int) -> int:

@@ -6,6 +6,7 @@ all of them, in the same order. In a single process all of it is trivial.
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,6 +88,25 @@ def gather(value: Any) -> list[Any]:
     padded[: len(data)] = data
     every = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(np.asarray(every), np.ravel(sizes))]
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What `make` returns on the first process, anything JSON can hold, on every process; so is its UserError.
+
+    Only the first process looks: on a shared file system the others may not list yet what it wrote.
+    """
+    if jax.process_count() == 1:
+        return make()
+    said: dict[str, Any] = {}
+    if is_first():
+        try:
+            said = {"value": make()}
+        except UserError as error:
+            said = {"error": str(error)}
+    said = gather(said)[0]
+    if "error" in said:
+        raise UserError(said["error"])
+    return said["value"]
 
 
 def barrier(name: str) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +44,10 @@ _FLAG_OF = {
     "evaluation.bootstrap": "bootstrap",
     "evaluation.batch_size": "batch_size",
 }
-_OF_TRAINING = ("input.split", "evaluation.every_steps", "evaluation.validation_split", "evaluation.select_by")
+_OF_TRAINING = (
+    *("input.split", "input.crop_scale", "input.flip", "input.cache_gib", "input.max_bad_share"),
+    *("evaluation.every_steps", "evaluation.validation_split", "evaluation.select_by"),
+)
 # Flags that some tasks alone read.
 _READ_BY = {
     "rerank": ("retrieval",),
@@ -101,7 +105,9 @@ def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
     history = run.metadata["trained_on"]
     for name, tasks in _READ_BY.items():
         if FLAGS[name].present and task not in tasks:
-            raise UserError(f"--{name}={FLAGS[name].value} with --task={task}: {' and '.join(tasks)} read it alone")
+            raise UserError(
+                f"--{name}={FLAGS[name].value} with --task={task}, which does not read it; {', '.join(tasks)} do"
+            )
     given = {key: FLAGS[name].value for key, name in _FLAG_OF.items() if FLAGS[name].value is not None}
     # The checkpoint is chosen already, perhaps by a metric of another task.
     config_lib.update(run.config, {**given, "evaluation.select_by": "", **settings(run.config, FLAGS.set)})
@@ -138,7 +144,8 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
         if key in _FLAG_OF:
             raise UserError(f"--set={pair}: use --{_FLAG_OF[key]}={text}")
         if key in _OF_TRAINING:
-            raise UserError(f"--set={pair}: {key} has a part in training alone; --split says what to evaluate on")
+            instead = "; --split says what to evaluate on" if key.endswith("split") else ""
+            raise UserError(f"--set={pair}: {key} has a part in training alone{instead}")
         if key in _MODELS_OWN or not key.startswith(("input.", "evaluation.")):
             raise UserError(
                 f"--set={pair}: {key} is the checkpoint's own; what may be set is input.* (but "
@@ -146,12 +153,7 @@ def settings(config: Any, pairs: list[str]) -> dict[str, Any]:
             )
         if key in out:
             raise UserError(f"--set gives {key} twice: {out[key]!r} and {text!r}")
-        default = config_lib.leaves(config)[key]
-        out[key] = launch.check_value(f"--set={key}", text, default)
-        if isinstance(default, bool):
-            if text not in ("True", "False"):
-                raise UserError(f"--set={pair}: expected True or False")
-            out[key] = text == "True"
+        out[key] = launch.check_value(f"--set={key}", text, config_lib.leaves(config)[key])
     return out
 
 
@@ -189,17 +191,40 @@ def training(config: Any, history: list[dict[str, Any]]) -> str:
     Args:
       history: `inherit.trained_on` of the run.
     """
-    here, content = os.path.realpath(config.input.path), inherit.content_of(config.input.path)
-    same = lambda item: item["path"] == here or (content and item.get("content") == content)
+    same = same_data(config)
     seen = [f"{item['stage']} on its split {item['split']}" for item in history if same(item)]
     return " and ".join(dict.fromkeys(seen)) or "zero-shot"
+
+
+def same_data(config: Any) -> Callable[[dict[str, Any]], bool]:
+    """Whether an item of `inherit.trained_on` is of the data set `config.input.path`."""
+    here, content = os.path.realpath(config.input.path), inherit.content_of(config.input.path)
+    return lambda item: item["path"] == here or bool(content and item.get("content") == content)
+
+
+def chosen_on(run: launch.Run, source: sources.Source) -> bool:
+    """Whether the checkpoint was chosen by clips of `source`, which `run.config.input` and its evaluation describe."""
+    selected = run.metadata.get("selected")
+    if selected is None or not _its_data(run):
+        return False
+    c, split = run.config, selected["validation_split"]
+    if splits.may_meet(c.input.kind, split, c.evaluation.split):
+        return True
+    return bool(sources.shared_clips(source, sources.open_source(c.input, split)))
+
+
+def _its_data(run: launch.Run) -> bool:
+    """Whether `run.config.input`, which flags may have changed, is the data set that the run named."""
+    saved = run.metadata["config"]["input"]["path"]
+    own = [item for item in run.metadata["trained_on"] if item["path"] == os.path.realpath(saved)]
+    return os.path.realpath(saved) == os.path.realpath(run.config.input.path) or any(map(same_data(run.config), own))
 
 
 def recipe_alone(run: launch.Run) -> launch.Run:
     """The recipe of a task's run, as a pre-training run has it."""
     if run.config.task.kind == "pretrain":
         return run
-    if not any(run.config.loss.values()):
+    if not any(config_lib.loss_weights(run.config).values()):
         raise UserError(
             f"of {run.config.name} only the video encoder is there, as every weight in its config.loss is 0, and "
             "neither retrieval nor reconstruction can use it alone; evaluate a run of pre-training or of retrieval"
@@ -230,10 +255,10 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     title += f", {ensemble} of the frames' scores" if ensemble != "concat" else ""
     title += f", without {c.input.ablate}" if c.input.ablate else ""
     trained = config_lib.from_json(json.dumps(run.metadata["config"]))
-    same = os.path.realpath(trained.input.path) == os.path.realpath(c.input.path)
-    title += ", a part of the training split" if same and splits.held_out_of_training(trained, e.split) else ""
-    chosen_on = same and selected is not None and splits.may_meet(c.input.kind, selected["validation_split"], e.split)
-    title += ", which chose the checkpoint: a flattering number" if chosen_on else ""
+    part = _its_data(run) and splits.held_out_of_training(trained, e.split)
+    title += ", a part of the training split" if part else ""
+    chose = chosen_on(run, source)
+    title += ", which chose the checkpoint: a flattering number" if chose else ""
     if not distributed.is_first():
         return
     print(module.table(result, title))
@@ -241,7 +266,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
         "task": task,
         "step": run.step,
         "selected": selected,
-        "selected_on_this_split": chosen_on,
+        "selected_on_this_split": chose,
         "split": e.split,
         "dataset": c.input.path,
         "training": how,

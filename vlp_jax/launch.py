@@ -104,7 +104,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        fail(UserError(f"{error} (--help lists all flags)"))
+        fail(UserError(f"{error} (--helpfull lists all flags)"))
 
 
 def run_config_app(main: Callable[[list[str]], None]) -> None:
@@ -265,7 +265,7 @@ def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = Fal
       UserError: the directory is no workdir of a run, or holds no such checkpoint.
     """
     folder = workdir / (workdir_lib.BEST if best else workdir_lib.CHECKPOINTS)
-    if not folder.is_dir():
+    if not distributed.from_first(folder.is_dir):
         fix = "; train with config.evaluation.select_by to have one" if best else ""
         raise UserError(f"--workdir={workdir}: holds no {folder.name}, so no training run saved one there{fix}")
     checkpoints = checkpoint.Checkpointer(folder, keep=1, asynchronous=False)
@@ -276,7 +276,8 @@ def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = Fal
     )
     set_precision(config)
     if ensemble is not None:
-        config_lib.update(config, {"evaluation.ensemble": ensemble})
+        # The checkpoint is chosen already.
+        config_lib.update(config, {"evaluation.ensemble": ensemble, "evaluation.select_by": ""})
         validation.validate(config)
     # The devices here need not be those of the run.
     config_lib.update(config, {"mesh.replica": 1, "mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1})

@@ -30,6 +30,7 @@ from vlp_jax.input import ledger as ledger_lib
 from vlp_jax.input import mixture as mixture_lib
 from vlp_jax.input import pipeline, sources, splits
 from vlp_jax.input import tokenizer as tokenizer_lib
+from vlp_jax.pretrained import importing
 from vlp_jax.telemetry import costs as costs_lib
 from vlp_jax.telemetry import meters as meters_lib
 from vlp_jax.telemetry import progress as progress_lib
@@ -91,6 +92,7 @@ def train(
     inherited = inherit.tokenizer_file(config) if config.init_from and saved is None else None
     tokenizer_file = workdir_lib.check(config, workdir, saved, inherited)
     mixture = mixture_lib.open_mixture(config)
+    mixture_lib.check_validation(config, mixture)
     pipeline.probe(mixture)
     total_steps = config_lib.total_steps(config, len(mixture))
     records = {part.name or "input": len(part.source) for part in mixture.parts}
@@ -123,8 +125,12 @@ def train(
         history = inherit.trained_on(config)
         with sharding.use_mesh(mesh):
             state = run.create()
-            if config.init_from:
-                params, taken = inherit.parameters(config, state.params, answer_file)
+            if config.init_from or config.model.text.init_from:
+                params, taken = (
+                    inherit.parameters(config, state.params, answer_file)
+                    if config.init_from
+                    else importing.text(config, state.params)
+                )
                 state = dataclasses.replace(
                     state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
                 )

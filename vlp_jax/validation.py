@@ -5,6 +5,7 @@ Messages quote the offending value, what was expected, and the fix.
 
 import difflib
 import math
+import os
 import re
 
 import ml_collections
@@ -31,6 +32,7 @@ _CHOICES = {
     "model.masking.kind": ("none", "random", "tube", "block", "frame"),
     "model.decoder.source": ("before_pruning", "survivors"),
     "model.decoder.attention": ("frame", "joint"),
+    "model.text.norm": ("pre", "post"),
     "model.text.mask_policy": ("80/10/10", "always"),
     "model.attention_kernel": ("xla", "cudnn"),
     "model.remat": ("none", "dots", "full"),
@@ -43,6 +45,7 @@ _RANGES = {
     "model.pruning.keep_rate": (0, False, 1, True),
     "model.decoder.share": (0, False, 1, True),
     "model.text.mask_ratio": (0, False, 1, False),
+    "model.text.norm_epsilon": (0, False, 1, False),
     "seed": (0, True, None, True),
     "model.temperature": (0.001, True, 0.5, True),
     "model.selection.noise": (0, True, None, True),
@@ -254,6 +257,11 @@ def _validate_model(c):
             f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
             "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
         )
+    if m.text.init_from and c.init_from:
+        raise UserError(
+            f"config.model.text.init_from = {m.text.init_from!r} with config.init_from = {c.init_from!r}: that run's "
+            "text encoder is trained already; leave config.model.text.init_from empty, or config.init_from"
+        )
     micro = c.batch_size // c.accumulate_steps
     if c.loss.vtm_group == 1 or (c.loss.vtm_group and micro % c.loss.vtm_group):
         raise UserError(
@@ -265,7 +273,7 @@ def _validate_model(c):
             f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
             f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
         )
-    if c.task.kind == "pretrain" and not any(c.loss.values()):
+    if c.task.kind == "pretrain" and not any(config_lib.loss_weights(c).values()):
         raise UserError("every weight in config.loss is 0: there is nothing to train")
 
 
@@ -311,25 +319,31 @@ def _validate_evaluation(c):
             "is measured during training; set every_steps, or select_by to ''"
         )
     evaluators.check_metric(evaluators.kind_of(c.task.kind), e.select_by)
-    training = splits.parse(c.input.split)[0]
+    parts = c.input.kind != "shards"  # which have no [held_out]
+    held_out = splits.parse(c.input.split)[0] + splits.HELD_OUT
     # A held-out part may be both: where there is no test set, evaluation says that its number was chosen by.
     same = e.validation_split == e.split and splits.parse(e.split)[1] == "held_out"
     if splits.may_meet(c.input.kind, e.validation_split, e.split) and not same:
         raise UserError(
             f"config.evaluation.select_by = {e.select_by!r} with config.evaluation.validation_split = "
             f"{e.validation_split!r} and config.evaluation.split = {e.split!r}, which may have clips in common: a "
-            "checkpoint must not be chosen on what is reported; set another validation_split, such as "
-            f"'{training}{splits.HELD_OUT}'"
+            "checkpoint must not be chosen on what is reported; set another config.evaluation.split, or another "
+            "validation_split" + (f", such as {held_out!r}" if parts and e.validation_split != held_out else "")
         )
     for name, own in config_lib.training_inputs(c).items():
-        if own.path != c.input.path or not splits.may_meet(c.input.kind, own.split, e.validation_split):
+        same = os.path.realpath(own.path) == os.path.realpath(c.input.path)
+        if not same or not splits.may_meet(c.input.kind, own.split, e.validation_split):
             continue
         key, whole = f"mixture.{name}" if name else "input", splits.parse(own.split)[0]
+        fix = "set another validation_split"
+        if parts:
+            fix += (
+                f", or config.{key}.split={whole}{splits.KEPT} and "
+                f"config.evaluation.validation_split={whole}{splits.HELD_OUT}"
+            )
         raise UserError(
             f"config.evaluation.validation_split = {e.validation_split!r} and config.{key}.split = {own.split!r} may "
-            "have clips in common: a checkpoint must not be chosen on clips that it trained on; set "
-            f"config.{key}.split={whole}{splits.KEPT} and "
-            f"config.evaluation.validation_split={whole}{splits.HELD_OUT}, or another validation_split"
+            f"have clips in common: a checkpoint must not be chosen on clips that it trained on; {fix}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlp_jax import checkpoint, sharding, workdir
+from vlp_jax import checkpoint, distributed, sharding, workdir
 from vlp_jax.models import layers
 from vlp_jax.types import UserError
 
@@ -58,12 +58,13 @@ def find(init_from: str) -> Origin:
       UserError: it is none of them.
     """
     path = pathlib.Path(init_from)
-    if (path / workdir.CHECKPOINTS).is_dir():
+    holds, is_folder = distributed.from_first(lambda: [(path / workdir.CHECKPOINTS).is_dir(), path.is_dir()])
+    if holds:
         return Origin(path, path / workdir.CHECKPOINTS, None)
-    if path.name == workdir.BEST and path.is_dir():
+    if path.name == workdir.BEST and is_folder:
         return Origin(path.parent, path, None)
     number = re.fullmatch(r"(\d+)(\.\d+)?", path.name)
-    if path.parent.name == workdir.CHECKPOINTS and path.is_dir() and number:
+    if path.parent.name == workdir.CHECKPOINTS and is_folder and number:
         return Origin(path.parent.parent, path.parent, int(number[1]))
     raise UserError(
         f"config.init_from = {init_from!r}: expected the workdir of a run that has saved a checkpoint, or one of its "
@@ -78,7 +79,7 @@ class Taken:
     Attributes:
       how: loaded | moved (from a parameter of another name) | interpolated (over time) | resized (rows of text
         positions) | created.
-      origin: its name there; '' for what is created.
+      origin: its name there, or names; '' for what is created.
       shape: here.
       origin_shape: there, None for what is created.
     """
@@ -94,15 +95,15 @@ class Report:
     """What `load` did.
 
     Attributes:
-      source: the directory of the checkpoint.
-      step: its number.
+      source: the directory of the checkpoint, or the published weights.
+      step: its number; None of published weights.
       taken: name here -> where it comes from.
       left_out: name there -> shape, of what has no counterpart here.
       why_created: name here -> why nothing there serves it.
     """
 
     source: str
-    step: int
+    step: int | None
     taken: dict[str, Taken]
     left_out: dict[str, tuple[int, ...]]
     why_created: dict[str, str]
@@ -135,7 +136,8 @@ class Report:
         by_how: dict[str, list[str]] = collections.defaultdict(list)
         for name, t in self.taken.items():
             by_how[t.how].append(name)
-        lines = [f"started from {self.source}, step {self.step}: {len(by_how['loaded'])} parameters loaded"]
+        step = "" if self.step is None else f", step {self.step}"
+        lines = [f"started from {self.source}{step}: {len(by_how['loaded'])} parameters loaded"]
         lines[0] += f" ({_by_module(by_how['loaded'])})" if by_how["loaded"] else ""
         moved = collections.Counter((_module(n), _module(self.taken[n].origin)) for n in by_how["moved"])
         lines += [f"taken from another place: {here} from {there}, {n}" for (here, there), n in sorted(moved.items())]
@@ -195,7 +197,7 @@ def load(
         if refused:
             shown = "; ".join(sorted(refused)[:8]) + (f"; ... ({len(refused)} in all)" if len(refused) > 8 else "")
             raise UserError(
-                f"config.init_from = {init_from!r} does not fit this model: {shown}. {_fix(here, shapes)}Use that "
+                f"config.init_from = {init_from!r} does not fit this model: {shown}. {_fix(refused, shapes)}Use that "
                 "run's model config, or list what may differ in config.init_may_differ"
             )
         # What has the same shape is read directly into its place on the mesh.
@@ -230,11 +232,12 @@ def load(
     return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
 
 
-def _fix(here, there) -> str:
-    """What the first part that is missing there comes of, where a weight of the loss decides; '' where none does."""
+def _fix(refused, there) -> str:
+    """What the first part comes of that was refused as it is missing there, where a weight of the loss decides; ''
+    where none does."""
     holds = lambda names, part: any(name.removeprefix(RECIPE).startswith(f"{part}/") for name in names)
     for part, loss in _MADE_BY.items():
-        if holds(here, part) and not holds(there, part):
+        if holds(refused, part) and not holds(there, part):
             return (
                 f"A run has {part} where {loss} is above 0, which that one had not, as most fine-tuned ones: start "
                 "from its pre-training. "

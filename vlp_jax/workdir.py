@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import Any, TextIO
 
-from vlp_jax import checkpoint
+from vlp_jax import checkpoint, distributed
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.input import answers as answers_lib
@@ -87,9 +87,7 @@ def saved_config(workdir: pathlib.Path) -> Any:
 
     A run that was killed before its first checkpoint may have saved its best state already.
     """
-    for name in (CHECKPOINTS, BEST):
-        if not (workdir / name).is_dir():
-            continue
+    for name in distributed.from_first(lambda: [n for n in (CHECKPOINTS, BEST) if (workdir / n).is_dir()]):
         checkpoints = checkpoint.Checkpointer(workdir / name, keep=1, asynchronous=False)
         try:
             if checkpoints.latest() is not None:

@@ -99,6 +99,12 @@ def test_evaluation_takes_the_best_or_the_newest_and_titles_say_which_and_what_w
     written = workdir / "evaluation" / f"retrieval_test_{step}_best_frames2.json"
     result = json.loads(written.read_text())
     assert result["selected"] == how and result["task"] == "retrieval" and result["frames"] == 2
+    assert not result["selected_on_this_split"] and "flattering" not in title
+    done = run(evaluate(workdir, "--checkpoint=best", "--split=validation"))
+    assert done.returncode == 0, done.stderr
+    assert "which chose the checkpoint: a flattering number" in done.stdout.splitlines()[0]
+    result = json.loads((workdir / "evaluation" / f"retrieval_validation_{step}_best.json").read_text())
+    assert result["selected_on_this_split"]
     done = run(evaluate(workdir))
     assert done.returncode == 0 and "step 8, test" in done.stdout, done.stderr
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data import array_record
 from vlp_jax import config as config_lib
-from vlp_jax.input import annotations, held_out, sources
+from vlp_jax import validation
+from vlp_jax.input import annotations, held_out, mixture, sources
 from vlp_jax.input.splits import PARTS, parse
 from vlp_jax.types import UserError
 
@@ -177,3 +178,45 @@ def test_a_record_of_a_part_costs_no_pass_over_the_others(tmp_path):
     for i in order:
         part[i]
     assert (time.perf_counter() - start) / len(order) < 0.002
+
+
+# --- What two splits share --------------------------------------------------------------------------------------------
+
+
+def test_clips_that_two_annotation_tables_share_are_found_whatever_the_tables_names(dataset):
+    rows = [{"clip_id": f"clips{i}", "caption": "x"} for i in (290, 295, 299, 290)]
+    (dataset / "validation_7k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = configure(path=str(dataset))
+    one, other, clips, train = (
+        sources.open_source(c, name) for name in ("train_9k", "validation_7k", "clips", "train")
+    )
+    assert sources.shared_clips(one, other) == ["clips290", "clips295", "clips299"]
+    assert len(sources.shared_clips(one, clips)) == 300
+    assert sources.shared_clips(one, train) == []  # whose ids are known from its records alone
+    parts = [sources.open_source(c, f"train_9k[{part}]") for part in PARTS]
+    assert sources.shared_clips(*parts) == []
+
+
+def test_a_checkpoint_is_not_chosen_on_clips_that_another_table_trains_on(dataset, tiny_config):
+    (dataset / "rows_val.jsonl").write_text('{"clip_id": "clips7", "caption": "x"}\n')
+    config = tiny_config(
+        {
+            "input.path": str(dataset),
+            "input.split": "train_9k",
+            "evaluation.validation_split": "rows_val",
+            "evaluation.select_by": "text_to_video/R@1",
+            "evaluation.every_steps": 1,
+        }
+    )
+    validation.validate(config)  # the names say nothing
+    with pytest.raises(UserError, match=r"'rows_val' and config.input.split = 'train_9k' have 1 clips .* clips7: "):
+        mixture.check_validation(config, mixture.open_mixture(config))
+    config.evaluation.select_by = ""
+    mixture.check_validation(config, mixture.open_mixture(config))
+
+
+def test_rows_of_other_values_of_a_column_may_be_about_one_clip(tmp_path):
+    (tmp_path / "t.csv").write_text("video,caption,set\na,x,train\nb,x,train\nb,y,val\n")
+    c = configure(kind="table", path=str(tmp_path / "t.csv"))
+    one, other = (sources.open_source(c, f"set={name}") for name in ("train", "val"))
+    assert sources.shared_clips(one, other) == ["b"]

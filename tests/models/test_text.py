@@ -1,6 +1,7 @@
 """The text encoder and the word head."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def test_an_invalid_row_without_any_token_stays_finite(encoder, texts):
 
 
 def test_word_head_is_affine_gelu_norm_and_the_tied_embedding(build_module):
-    head = build_module(text.WordHead, 8, 20, dtype=jnp.float32)
+    head = build_module(text.WordHead, types.SimpleNamespace(width=8, norm_epsilon=1e-6), 20, dtype=jnp.float32)
     rng = np.random.default_rng(0)
     x, table = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
     head.bias[...] = jnp.asarray(rng.normal(size=20), jnp.float32)

@@ -95,6 +95,26 @@ def test_what_starts_an_operation_reads_its_input_and_writes_its_result_once():
     assert hlo.Program(inner + copy, {"data": 4}).memory_traffic() == (2 + 2) * 32
 
 
+@pytest.mark.parametrize(
+    ("opcode", "made", "sent"),
+    [("reduce-scatter", 8, 32 * 4), ("all-to-all", 32, 32 * 4), ("slice", 8, 0)],
+)
+def test_what_starts_with_its_operands_in_a_tuple_counts_as_the_plain_operation(opcode, made, sent):
+    rest = "replica_groups={{0,1,2,3}}" if sent else "slice={[0:8]}"
+    text = """ENTRY %main (p: f32[32]) -> f32[{made}] {{
+  %p = f32[32]{{0}} parameter(0)
+  {body}
+}}
+"""
+    plain = f"ROOT %x = f32[{made}]{{0}} {opcode}(%p), {rest}"
+    split = f"""%x = ((f32[32]{{0}}), f32[{made}]{{0}}, u32[]) {opcode}-start(%p), {rest}
+  %y = ((f32[32]{{0}}), f32[{made}]{{0}}, u32[]) {opcode}-update(%x)
+  ROOT %z = f32[{made}]{{0}} {opcode}-done(%y)"""
+    programs = [hlo.Program(text.format(made=made, body=body), {"data": 4}) for body in (plain, split)]
+    assert [p.memory_traffic() for p in programs] == [(32 + made) * 4] * 2
+    assert [[c.bytes for c in p.collectives()] for p in programs] == [[sent] if sent else []] * 2
+
+
 def test_elements_of_a_tuples_shape():
     assert hlo.elements("(f32[1,2]{1,0:T(8,128)}, (s32[], u8[3]))") == ["f32[1,2]{1,0:T(8,128)}", "(s32[], u8[3])"]
 

@@ -115,7 +115,7 @@ def means(out):
 def test_the_loss_is_the_weighted_sum_of_its_terms_and_trains_every_parameter(model, loss, batch, name):
     config, _, params = model(name)
     (total, out), gradient = loss(name)(params, batch(name), KEY)
-    weights = {term: weight for term, weight in config.loss.items() if weight}
+    weights = {term: weight for term, weight in config_lib.loss_weights(config).items() if weight}
     assert set(out.terms) == set(weights)
     assert np.isfinite(total)
     np.testing.assert_allclose(total, sum(weights[t] * mean for t, mean in means(out).items()), rtol=1e-5)

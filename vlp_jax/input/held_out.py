@@ -80,6 +80,11 @@ class Part:
         """As `sources.Annotated`."""
         return ["held_out", self._numbers.digest]
 
+    @property
+    def lists_clips(self) -> bool:
+        """As `sources.Annotated`."""
+        return self._source.lists_clips
+
     def __len__(self) -> int:
         return len(self._numbers)
 

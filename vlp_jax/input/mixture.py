@@ -7,12 +7,14 @@ of (weights, step), and the record of an example one of (seed, source, step): re
 
 import dataclasses
 import math
+import os
 
 import ml_collections
 import numpy as np
 
 from vlp_jax import config as config_lib
 from vlp_jax.input import sources
+from vlp_jax.types import UserError
 
 
 def schedule(weights: tuple[float, ...], steps: int) -> np.ndarray:
@@ -76,6 +78,31 @@ class Mixture:
         """Source name -> examples drawn from it in the steps of `part_of`, the beginning of a schedule."""
         batches = np.bincount(part_of, minlength=len(self.parts))
         return {part.name: int(n) * batch_size for part, n in zip(self.parts, batches) if part.name}
+
+
+def check_validation(config: ml_collections.ConfigDict, mixture: Mixture) -> None:
+    """Refuses to choose a checkpoint on clips that a source of the same dataset trains on, whatever the splits' names.
+
+    Splits whose clips are not listed are not looked into; of these `validation.validate` compares the names.
+
+    Raises:
+      UserError: naming the source and clips.
+    """
+    if not config.evaluation.select_by:
+        return
+    split = config.evaluation.validation_split
+    measured = sources.open_source(config.input, split)
+    for part in mixture.parts:
+        if os.path.realpath(part.config.path) != os.path.realpath(config.input.path):
+            continue
+        shared = sources.shared_clips(part.source, measured)
+        if shared:
+            key = f"mixture.{part.name}" if part.name else "input"
+            raise UserError(
+                f"config.evaluation.validation_split = {split!r} and config.{key}.split = {part.config.split!r} have "
+                f"{len(shared)} clips in common, such as {', '.join(shared[:3])}: a checkpoint must not be chosen on "
+                "clips that it trained on; set another validation_split, or [kept] and [held_out] of one split"
+            )
 
 
 def open_mixture(config: ml_collections.ConfigDict) -> Mixture:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import ml_collections
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlp_jax.input import annotations, arrow_cache, splits
 from vlp_jax.input.per_process import PerProcess
@@ -80,14 +81,27 @@ class Annotated(Source, Protocol):
 
     Attributes:
       identity: JSON; everything that the rows depend on.
+      lists_clips: whether the ids of the clips are known without reading the clips.
     """
 
     @property
     def identity(self) -> list[Any]: ...
 
+    @property
+    def lists_clips(self) -> bool: ...
+
     def column(self, name: str) -> Iterator[pa.Array]:
         """Yields, block by block, what all records have of video (the clip_id, without a span), answer or options."""
         ...
+
+
+def shared_clips(one: Source, other: Source) -> list[str]:
+    """Clips that two sources of one dataset both have rows about, sorted; [] where one does not list its clips."""
+    if not all(getattr(source, "lists_clips", False) for source in (one, other)):
+        return []
+    blocks = [list(cast(Annotated, source).column("video")) for source in (one, other)]
+    ids = [pc.unique(pa.chunked_array(own, pa.string())) for own in blocks]
+    return sorted(ids[0].filter(pc.is_in(ids[0], value_set=ids[1])).to_pylist())
 
 
 def has_text(source: Source) -> bool:
@@ -301,6 +315,11 @@ class TfdsSource(PerProcess):
         if self._rows is not None:
             return ["annotations", self._rows.digest]
         return ["tfds", arrow_cache.identity(pathlib.Path(self._path) / "dataset_info.json"), self._split]
+
+    @property
+    def lists_clips(self) -> bool:
+        """As `Annotated`: an annotation table does, and a split with a list of its clips."""
+        return self._rows is not None or self._split in annotations.clip_lists(pathlib.Path(self._path))
 
     def column(self, name: str) -> Iterator[pa.Array]:
         """As `Annotated`; the ids of a split that no list names are read from its records, clips and all."""

@@ -140,6 +140,8 @@ class TableSource:
         video = os.path.join(self._roots[table], row["video"])
         return Record(video, row["caption"], span_id(clip_id, span), span, **read_task(row))
 
+    lists_clips = True
+
     def column(self, name: str) -> Iterator[pa.Array]:
         """As `sources.Annotated`."""
         return self._rows.column(name)

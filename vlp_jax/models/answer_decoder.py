@@ -12,7 +12,7 @@ from flax import nnx
 
 from vlp_jax import sharding
 from vlp_jax.models import attention, fusion, layers
-from vlp_jax.models.text import WordHead
+from vlp_jax.models.text import WordHead, final_norm
 
 
 class AnswerDecoder(nnx.Module):
@@ -29,17 +29,15 @@ class AnswerDecoder(nnx.Module):
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.task.max_answer_tokens, t.width), out_sharding=(None, "embed"))
-        self.norm_embedding = layers.norm(t.width, dtype=dtype, rngs=rngs)
+        self.norm_embedding = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
 
         def make(r):
             # What is looked at are fused words, of the text's width, where the fusion looks at the video's tokens.
-            return fusion.FusionBlock(
-                t.width, t.width, t.heads, t.mlp_ratio, kernel=m.attention_kernel, dtype=dtype, rngs=r
-            )
+            return fusion.FusionBlock(t, t.width, kernel=m.attention_kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, m.fusion.layers, rngs)
-        self.norm = layers.norm(t.width, dtype=dtype, rngs=rngs)
-        self.word_head = WordHead(t.width, vocab_size, dtype=dtype, rngs=rngs)
+        self.norm = final_norm(t, dtype=dtype, rngs=rngs)
+        self.word_head = WordHead(t, vocab_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, ids_RxL, question_PxLqxD, mask_PxLq, question_R=None):
         """Scores the word after each token, given the tokens up to it.

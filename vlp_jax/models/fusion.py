@@ -9,25 +9,34 @@ from flax import nnx
 
 from vlp_jax import sharding
 from vlp_jax.models import attention, layers
+from vlp_jax.models.text import final_norm
 
 
 class FusionBlock(nnx.Module):
-    """Self-attention over the words, cross-attention to the video, MLP; pre-norm."""
+    """Self-attention over the words, cross-attention to the video, MLP.
 
-    def __init__(self, width, video_width, heads, mlp_ratio, *, kernel: str, dtype, rngs: nnx.Rngs):
-        self.norm_self = layers.norm(width, dtype=dtype, rngs=rngs)
-        self.self_attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
-        self.norm_cross = layers.norm(width, dtype=dtype, rngs=rngs)
+    Args:
+      t: `config.model.text`: its sizes, and where its norms stand.
+      other_width: of what is looked at.
+    """
+
+    def __init__(self, t, other_width: int, *, kernel: str, dtype, rngs: nnx.Rngs):
+        self.place = t.norm
+        norm = lambda: layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm_self = norm()
+        self.self_attention = attention.SelfAttention(t.width, t.heads, kernel=kernel, dtype=dtype, rngs=rngs)
+        self.norm_cross = norm()
         self.cross_attention = attention.CrossAttention(
-            width, video_width, heads, kernel=kernel, dtype=dtype, rngs=rngs
+            t.width, other_width, t.heads, kernel=kernel, dtype=dtype, rngs=rngs
         )
-        self.norm_mlp = layers.norm(width, dtype=dtype, rngs=rngs)
-        self.mlp = layers.Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
+        self.norm_mlp = norm()
+        self.mlp = layers.Mlp(t.width, t.mlp_ratio, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
-        x = x_PxLxD + self.self_attention(self.norm_self(x_PxLxD), text_bias)
-        x = x + self.cross_attention(self.norm_cross(x), kv_PxUx2xAxDh, video_bias)
-        return x + self.mlp(self.norm_mlp(x))
+        add = lambda x, norm, body: layers.residual(x, norm, body, self.place)
+        x = add(x_PxLxD, self.norm_self, lambda x: self.self_attention(x, text_bias))
+        x = add(x, self.norm_cross, lambda x: self.cross_attention(x, kv_PxUx2xAxDh, video_bias))
+        return add(x, self.norm_mlp, self.mlp)
 
 
 class Fusion(nnx.Module):
@@ -38,12 +47,10 @@ class Fusion(nnx.Module):
         self.remat, self.unroll = m.remat, m.unroll
 
         def make(r):
-            return FusionBlock(
-                t.width, m.vision.width, t.heads, t.mlp_ratio, kernel=m.attention_kernel, dtype=dtype, rngs=r
-            )
+            return FusionBlock(t, m.vision.width, kernel=m.attention_kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, m.fusion.layers, rngs)
-        self.norm = layers.norm(t.width, dtype=dtype, rngs=rngs)
+        self.norm = final_norm(t, dtype=dtype, rngs=rngs)
 
     def __call__(self, text_PxLxD, text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt):
         """Fuses P texts with the frames chosen for them.

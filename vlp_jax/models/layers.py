@@ -82,9 +82,14 @@ def _normalise_backward(epsilon, kept, g):
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def norm(width: int, *, dtype, rngs: nnx.Rngs) -> LayerNorm:
+def norm(width: int, *, epsilon: float = 1e-6, dtype, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with statistics in float32."""
-    return LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    return LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+def residual(x, norm: Callable, body: Callable, place: str):
+    """A sublayer with its residual: `x + body(norm(x))` (`pre`), or `norm(x + body(x))` (`post`, the Transformer's)."""
+    return norm(x + body(x)) if place == "post" else x + body(norm(x))
 
 
 @jax.custom_vjp

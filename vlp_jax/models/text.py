@@ -1,5 +1,7 @@
 """The text encoder: word embeddings and a stack of blocks; and the head that names masked words."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,13 +25,15 @@ class TextEncoder(nnx.Module):
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.input.max_text_tokens, t.width), out_sharding=(None, "embed"))
-        self.norm_embedding = layers.norm(t.width, dtype=dtype, rngs=rngs)
+        self.norm_embedding = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
+        norms = {"place": t.norm, "epsilon": t.norm_epsilon}
 
         def make(r):
-            return Block(t.width, t.heads, t.mlp_ratio, kernel=config.model.attention_kernel, dtype=dtype, rngs=r)
+            kernel = config.model.attention_kernel
+            return Block(t.width, t.heads, t.mlp_ratio, **norms, kernel=kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, t.layers, rngs)
-        self.norm = layers.norm(t.width, dtype=dtype, rngs=rngs)
+        self.norm = final_norm(t, dtype=dtype, rngs=rngs)
 
     def __call__(self, ids_BxL, mask_BxL):
         """int32 ids and their mask -> normalised features `[B, L, D]`."""
@@ -40,12 +44,28 @@ class TextEncoder(nnx.Module):
         return self.norm(constrain_batch(x))
 
 
-class WordHead(nnx.Module):
-    """BERT's masked-language head: affine, GELU, norm, then the (tied) embedding matrix and a bias."""
+def final_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
+    """The norm after a stack of text blocks; what post-norm blocks give is normalised already.
 
-    def __init__(self, width: int, vocab_size: int, *, dtype, rngs: nnx.Rngs):
-        self.transform = layers.dense(width, width, ("embed", None), dtype=dtype, rngs=rngs)
-        self.norm = layers.norm(width, dtype=dtype, rngs=rngs)
+    Args:
+      t: `config.model.text`.
+    """
+    if t.norm == "post":
+        return lambda x: x
+    return layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
+
+
+class WordHead(nnx.Module):
+    """BERT's masked-language head: affine, GELU, norm, then the (tied) embedding matrix and a bias.
+
+    Args:
+      t: `config.model.text`.
+      vocab_size: V.
+    """
+
+    def __init__(self, t, vocab_size: int, *, dtype, rngs: nnx.Rngs):
+        self.transform = layers.dense(t.width, t.width, ("embed", None), dtype=dtype, rngs=rngs)
+        self.norm = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((vocab_size,)), out_sharding=("vocabulary",))
 
     def __call__(self, x, embedding_VxD):

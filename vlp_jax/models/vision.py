@@ -65,20 +65,28 @@ def normalise_pixels(pixels):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block."""
+    """A transformer block.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, kernel: str, dtype, rngs: nnx.Rngs):
-        self.norm_attention = layers.norm(width, dtype=dtype, rngs=rngs)
+    Args:
+      place: `pre` | `post`, where the norms stand, see `layers.residual`.
+      epsilon: of the norms.
+    """
+
+    def __init__(
+        self, width, heads, mlp_ratio, *, place: str = "pre", epsilon: float = 1e-6, kernel: str, dtype, rngs: nnx.Rngs
+    ):
+        self.place = place
+        self.norm_attention = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
-        self.norm_mlp = layers.norm(width, dtype=dtype, rngs=rngs)
+        self.norm_mlp = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mlp = layers.Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxSxD, bias=None):
-        x_BxSxD = x_BxSxD + self.attention(self.norm_attention(x_BxSxD), bias)
-        return self.feed_forward(x_BxSxD)
+        x = layers.residual(x_BxSxD, self.norm_attention, lambda x: self.attention(x, bias), self.place)
+        return self.feed_forward(x)
 
     def feed_forward(self, x):
-        return x + self.mlp(self.norm_mlp(x))
+        return layers.residual(x, self.norm_mlp, self.mlp, self.place)
 
 
 def sequences(x_BxTxSxD, mode: str):

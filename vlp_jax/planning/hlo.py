@@ -18,8 +18,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _FREE = frozenset(
     """
     parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id
-    opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-start async-update
-    async-done send recv domain iota
+    opt-barrier async-start send recv domain iota
     """.split()
 )
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -117,7 +116,7 @@ class Program:
         return sum(
             self._bytes_of(step.instruction, step.own) * step.times
             for step in self._walk()
-            if not step.fused and step.instruction.opcode not in _FREE
+            if not step.fused and not _is_free(step.instruction.opcode)
         )
 
     def _walk(self) -> Iterator["_Step"]:
@@ -210,9 +209,19 @@ def _result(i: Instruction) -> str:
     """The shape of what an operation makes, without the inputs that what starts one names beside it."""
     if not i.shape.startswith("("):
         return i.shape
+    parts = elements(i.shape)
     if i.opcode in ("all-gather-start", "collective-permute-start"):
-        return elements(i.shape)[1]
-    return elements(i.shape)[0] if i.opcode == "copy-start" else i.shape
+        return parts[1]
+    # Any other start names its operands as a tuple first, then what it makes, then what it is waited for by.
+    if i.opcode.endswith("-start") and parts[0].startswith("("):
+        return parts[1]
+    return parts[0] if i.opcode == "copy-start" else i.shape
+
+
+def _is_free(opcode: str) -> bool:
+    """Whether an operation touches no memory, or is the rest of one that was counted where it started."""
+    rest = opcode.endswith(("-done", "-update")) and not opcode.startswith("dynamic")
+    return opcode in _FREE or rest
 
 
 def _parse(line: str) -> Instruction:

@@ -107,6 +107,7 @@ def largest_batch(config: Any, place: topology.Topology, vocabulary: int) -> int
     where none does."""
     mesh = sharding.mesh_sizes(config, len(place.devices))
     unit = math.prod(mesh[axis] for axis in sharding.BATCH_AXES) * config.accumulate_steps
+    unit = math.lcm(unit, (config.loss.vtm_group or 1) * config.accumulate_steps)
     half = lambda batch: batch // 2 // unit * unit
     batch = half(config.batch_size)
     while batch:
@@ -137,6 +138,9 @@ def search(config: Any, place: topology.Topology, vocabulary: int, clips: int | 
     for number, (split, remat, batch) in enumerate(cases, 1):
         changes = {"model.remat": remat, "batch_size": batch, **{f"mesh.{axis}": n for axis, n in split.items()}}
         other = config_lib.update(config.copy_and_resolve_references(), changes)
+        group = config.loss.vtm_group
+        if group and batch % (group * config.accumulate_steps):
+            continue  # no such run
         name = f"batch {batch}, remat {remat}, " + ", ".join(f"{axis} {n}" for axis, n in split.items() if n > 1)
         try:
             steps = [program.compile_step(other, place, kind, vocabulary) for kind in program.kinds_of(other)]

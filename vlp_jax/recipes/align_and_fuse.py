@@ -83,7 +83,7 @@ class AlignAndFuse(nnx.Module):
         self.temperature: Any = nnx.Param(jnp.asarray(m.temperature, jnp.float32)) if w.vtc else None
         self.fusion: Any = fusion.Fusion(config, dtype=dtype, rngs=rngs) if fuses else None
         self.match_head: Any = fusion.MatchHead(m.text.width, rngs=rngs) if w.vtm else None
-        self.word_head: Any = WordHead(m.text.width, self.vocab_size, dtype=dtype, rngs=rngs) if w.mlm else None
+        self.word_head: Any = WordHead(m.text, self.vocab_size, dtype=dtype, rngs=rngs) if w.mlm else None
 
     # -- Steps of a loss -----------------------------------------------------------------------------------------------
 

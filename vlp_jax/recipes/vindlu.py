@@ -7,8 +7,8 @@ MLM of half of the words; images and videos in batches of one kind that alternat
 fine-tuning.
 
 Different here: the text tower is pre-norm; no layer scale, no dropout and no stochastic depth; hard negatives come from
-the global batch (the code's are each GPU's own); a pair is scored by the difference of VTM's two logits, not by the
-second; the table of positions is interpolated for fewer frames, not cut.
+the global batch unless `loss.vtm_group` is set (the code's are each GPU's own); a pair is scored by the difference of
+VTM's two logits, not by the second; the table of positions is interpolated for fewer frames, not cut.
 """
 
 from typing import Any, ClassVar

@@ -1,0 +1,35 @@
+"""RoBERTa (arXiv 1907.11692) as transformers stores it: BERT's layers, two rows before the first position, one token
+type."""
+
+from vlp_jax.pretrained import bert
+from vlp_jax.pretrained.rules import LINEAR, Rule, positions
+from vlp_jax.pretrained.text_family import TextFamily
+
+FAMILY = TextFamily(
+    model_type="roberta",
+    prefixes=("roberta.",),
+    embedding=(
+        Rule("text/embedding", ("embeddings.word_embeddings.weight",)),
+        Rule(
+            "text/position",
+            ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"),
+            positions(offset=2, types=1),
+        ),
+        Rule("text/norm_embedding/scale", ("embeddings.LayerNorm.weight",)),
+        Rule("text/norm_embedding/bias", ("embeddings.LayerNorm.bias",)),
+    ),
+    layer=bert.LAYER,
+    head=(
+        Rule("word_head/transform/kernel", ("lm_head.dense.weight",), LINEAR),
+        Rule("word_head/transform/bias", ("lm_head.dense.bias",)),
+        Rule("word_head/norm/scale", ("lm_head.layer_norm.weight",)),
+        Rule("word_head/norm/bias", ("lm_head.layer_norm.bias",)),
+        Rule("word_head/bias", ("lm_head.bias",)),
+    ),
+    # The decoder is tied to the embedding.
+    ignored=(r"embeddings\.position_ids", r"pooler\..*", r"lm_head\.decoder\..*"),
+    sizes=bert.FAMILY.sizes,
+    hidden=bert.FAMILY.hidden,
+    layers=bert.FAMILY.layers,
+    fixed=bert.FAMILY.fixed,
+)

@@ -1,0 +1,172 @@
+"""A published text encoder as our text tower: its first layers encode the words, the next ones become the fusion.
+
+As in ALBEF and Singularity: of BERT's 12 layers the first 9 are the text encoder's, the last 3 the fusion's, whose
+cross-attention starts at random. A file with no layers beyond the text encoder's leaves the fusion as it was.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlp_jax import config as config_lib
+from vlp_jax.pretrained import rules as rules_lib
+from vlp_jax.pretrained.rules import Rule
+from vlp_jax.pretrained.weights import Tensors
+from vlp_jax.types import UserError
+from vlp_jax.warm_start import Report, Taken
+
+_IN_FUSION = {"text/": "fusion/", "norm_attention/": "norm_self/", "/attention/": "/self_attention/"}
+# What no text encoder has: parameters of ours that stay as they were created.
+_CREATED = (r"fusion/blocks/(cross_attention|norm_cross)/.*",)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFamily:
+    """How one family names and shapes its tensors.
+
+    Attributes:
+      model_type: of its config.json.
+      prefixes: what its names may begin with, by the class that was saved.
+      embedding, layer, head: rules of the embeddings, of one layer `{i}` and of the masked-language head.
+      ignored: regular expressions of names that it has and we have no use for.
+      sizes: key of its config.json -> our knob, which must have that value.
+      hidden, layers: its keys of the MLP's width and of the number of layers.
+      fixed: key of its config.json -> the one value that our code computes.
+      epsilon: of its norms, where its config.json does not say.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    embedding: tuple[Rule, ...]
+    layer: tuple[Rule, ...]
+    head: tuple[Rule, ...]
+    ignored: tuple[str, ...]
+    sizes: Mapping[str, str]
+    hidden: str
+    layers: str
+    fixed: Mapping[str, Any]
+    epsilon: float | None = None
+
+    def rename(self, name: str) -> str:
+        """A name in a file as the rules write it."""
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
+        return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+
+    def rules(self, config: Any, ours: Sequence[str], names: set[str]) -> list[Rule]:
+        """The rules of those of our parameters that the file has something for.
+
+        Args:
+          ours: our parameters.
+          names: those of the file, renamed.
+        """
+        t, fusion = config.model.text, config.model.fusion.layers
+        wanted = [*self.embedding, *self.layer]
+        if any(name in names for name in self._names_of_layer(t.layers)):
+            wanted += rules_lib.moved(self.layer, _IN_FUSION, t.layers)
+        if any(rule.theirs[0] in names for rule in self.head):
+            wanted += self.head
+        return [rule for rule in wanted if rule.ours in ours and (fusion or not rule.ours.startswith("fusion/"))]
+
+    def _names_of_layer(self, number: int) -> list[str]:
+        return [name.format(i=number) for rule in self.layer for name in rule.theirs]
+
+    def check_config(self, config: Any, theirs: Mapping[str, Any], source: str) -> None:
+        """Refuses a model of another shape, by the config.json beside the weights.
+
+        Raises:
+          UserError: every knob that differs, with the flag that mends it.
+        """
+        if not theirs:
+            return
+        for key, only in self.fixed.items():
+            if theirs.get(key, only) != only:
+                raise UserError(
+                    f"{source}: {key} = {theirs[key]!r} in config.json, of which only {only!r} is supported"
+                )
+        values = config_lib.leaves(config)
+        expected = {knob: theirs[key] for key, knob in self.sizes.items() if key in theirs}
+        expected["model.text.norm"] = "post"
+        if self.epsilon is not None:
+            expected["model.text.norm_epsilon"] = self.epsilon
+        if self.hidden in theirs:
+            width = expected.get("model.text.width", config.model.text.width)
+            expected["model.text.mlp_ratio"] = theirs[self.hidden] / width
+        differ = {knob: value for knob, value in expected.items() if not _equal(values[knob], value)}
+        if differ:
+            flags = " ".join(f"--config.{knob}={value}" for knob, value in differ.items())
+            have = ", ".join(f"{knob} = {values[knob]}" for knob in differ)
+            raise UserError(f"{source} is of another shape than the model ({have}): set {flags}")
+        count = theirs.get(self.layers)
+        if count is not None and count < config.model.text.layers:
+            raise UserError(
+                f"{source} has {count} layers, config.model.text.layers = {config.model.text.layers}: set it to "
+                f"{count} or less; what is beyond it becomes the fusion's"
+            )
+
+    def load(
+        self, config: Any, params: Mapping[str, tuple[int, ...]], tensors: Tensors, source: str
+    ) -> tuple[dict[str, np.ndarray], Report]:
+        """Takes over a file.
+
+        Args:
+          params: shapes of the recipe's parameters, by path.
+
+        Returns:
+          Our parameters that come from it, float32; and what was done.
+
+        Raises:
+          UserError: a tensor that is missing, of another shape or type, or that nothing is known about.
+        """
+        if "text/embedding" not in params:
+            raise UserError(
+                f"config.model.text.init_from = {source!r}, but {config.name} has no text encoder: every weight of the "
+                "loss that reads text is 0; leave it empty, or set one of config.loss.vtc, vtm and mlm"
+            )
+        there = {self.rename(name): name for name in tensors.names()}
+        rules = self.rules(config, list(params), set(there))
+        try:
+            rules_lib.check(rules, params, tensors, self.rename)
+        except UserError as error:
+            raise UserError(
+                f"{source} does not fit this model: {error}. Where it is the vocabulary that differs, set "
+                "config.input.tokenizer to that model's vocab.txt; compare config.model.text and "
+                "config.input.max_text_tokens with that model; or fetch the file anew"
+            ) from error
+        used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
+        depth = self._depth(there)
+        beyond = {name for i in range(depth) for name in self._names_of_layer(i)} | {r.theirs[0] for r in self.head}
+        odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.ignored, x)]
+        if odd:
+            shown = ", ".join(sorted(odd)[:5])
+            raise UserError(
+                f"{source} holds {len(odd)} tensors that a {self.model_type} model does not have, such as {shown}: it "
+                f"is of another architecture, or damaged; expected a model of model_type {self.model_type!r}"
+            )
+        values, taken, why = {}, {}, {}
+        for rule in rules:
+            shape = params[rule.ours]
+            values[rule.ours] = rules_lib.take(rule, shape, tensors, there)
+            first = tensors.describe(there[rule.names(shape)[0][0]])[0]
+            whole = rule.how.give(np.zeros(rule.own(shape), np.float32))[0].shape
+            how = "resized" if rule.how.rows and first != whole else "loaded"
+            origin = " + ".join(name.replace("{i}", "*") for name in rule.theirs)
+            taken[rule.ours] = Taken(how, origin, shape, first if how == "resized" else shape)
+        for name, shape in params.items():
+            if name.startswith(("text/", "fusion/", "word_head/")) and name not in taken:
+                taken[name] = Taken("created", "", shape)
+                why[name] = "no text encoder has it" if rules_lib.matches(_CREATED, name) else "is not there"
+        left = {name: tensors.describe(there[name])[0] for name in there if name not in used}
+        return values, Report(source, None, taken, left, why)
+
+    def _depth(self, names: Mapping[str, str]) -> int:
+        pattern = re.escape(self.layer[0].theirs[0]).replace(re.escape("{i}"), r"(\d+)")
+        return 1 + max((int(m[1]) for name in names if (m := re.fullmatch(pattern, name))), default=-1)
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    return math.isclose(ours, theirs, rel_tol=1e-9) if isinstance(theirs, float) else ours == theirs
