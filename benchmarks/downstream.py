@@ -104,7 +104,7 @@ def main() -> None:
             if not start.is_dir():
                 parser.error(f"{start} is not there: run `python -m benchmarks.cost_quality` first")
             found[system, seed] = measure(start, given.out, seed, given.data)
-    lines = ["|".join(["", "", *(f" {system}, seed {seed} " for system, seed in found), ""])]
+    lines = ["|".join(["", " ", *(f" {system}, seed {seed} " for system, seed in found), ""])]
     lines.append("|" + "---|" * (len(found) + 1))
     for row in MEASURED:
         lines.append("|".join(["", f" {row} ", *(f" {cell(files[row])} " for files in found.values()), ""]))
