@@ -139,6 +139,57 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     )
 
 
+def gathered(params: Any, rules: tuple[tuple[str, str], ...], dtype: Any = None) -> Any:
+    """Parameters whole on each of the devices that share them out, for the computation that needs them now.
+
+    Each is needed by every example, so that it travels, in `dtype`, and its gradient comes back added up and in parts;
+    left to itself the compiler may send the examples' activations round instead, many times the bytes. What the tensor
+    axis shards stays so. Does nothing where no data-parallel axis shards parameters, outside a mesh or inside a shard.
+
+    Args:
+      params: a state of variables with logical axis names, all of them or those of one layer of a stack.
+      rules: `config.mesh.rules`.
+      dtype: kernels are cast to it, as the layer would do; None leaves all as they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if ways() == 1:
+        return params
+    table = {logical: axis for logical, axis in rules if axis and mesh.shape[axis] > 1}
+    if not any(axis in BATCH_AXES for axis in table.values()):
+        return params
+
+    def gather(path, variable):
+        value = variable[...]
+        names = variable.get_metadata().get("out_sharding") or ()
+        if names[:1] == ("layers",) and len(names) == value.ndim:
+            return variable  # a stack: each layer's are gathered as it runs
+        axes = [table.get(name) if name else None for name in names][len(names) - value.ndim :]
+        whole = [None if axis in BATCH_AXES else axis for axis in axes]
+        if whole == axes:
+            return variable
+        to = dtype if dtype is not None and path[-1] == "kernel" else value.dtype
+        return variable.replace(_gather(value, PartitionSpec(*whole), PartitionSpec(*axes), jnp.dtype(to)))
+
+    flat = nnx.to_flat_state(params)
+    return nnx.from_flat_state([(path, gather(path, variable)) for path, variable in flat], cls=type(params))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(x, whole, own, dtype):
+    return jax.lax.with_sharding_constraint(x.astype(dtype), whole)
+
+
+def _gather_forward(x, whole, own, dtype):
+    return _gather(x, whole, own, dtype), jnp.zeros((0,), x.dtype)
+
+
+def _gather_backward(whole, own, dtype, kept, g):
+    return (jax.lax.with_sharding_constraint(g, own).astype(kept.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
 def by_device(fn: Callable, rows: Any, columns: Any, shared: Any) -> Any:
     """`fn(rows, columns, shared)` on each device by itself: its own rows, everybody's columns.
 

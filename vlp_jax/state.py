@@ -119,7 +119,7 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
     def loss_of(params, batch):
         # Made here, in the program: the devices that it is compiled for need not be there. 0 is the parameters' own.
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        out = nnx.merge(run.graph, params).loss(batch, key, masked)
+        out = nnx.merge(run.graph, sharding.gathered(params, run.config.mesh.rules)).loss(batch, key, masked)
         sums = {"terms": out.terms, "measurements": out.measurements}
         return out.loss, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
 

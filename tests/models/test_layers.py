@@ -67,7 +67,7 @@ def test_a_scan_is_the_loop_over_its_layers_with_the_same_gradient(stacked, rema
     def value(run):
         return jax.jit(jax.value_and_grad(lambda params, x: (run(nnx.merge(graph, params), x) ** 2).sum(), (0, 1)))
 
-    scan = lambda module, x: layers.scan(module, lambda layer, x: x + layer(x), x, remat=remat, unroll=unroll)
+    scan = lambda module, x: layers.scan(module, lambda layer, x: x + layer(x), x, layers.Loop(remat, unroll))
     got, expected = value(scan)(params, x), value(in_a_loop)(params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
 

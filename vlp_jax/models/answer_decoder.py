@@ -25,7 +25,7 @@ class AnswerDecoder(nnx.Module):
 
     def __init__(self, config, vocab_size: int, *, dtype, rngs: nnx.Rngs):
         t, m = config.model.text, config.model
-        self.remat, self.unroll, self.dtype = m.remat, m.unroll, dtype
+        self.loop, self.dtype = layers.loop(config, dtype), dtype
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.task.max_answer_tokens, t.width), out_sharding=(None, "embed"))
@@ -65,7 +65,7 @@ class AnswerDecoder(nnx.Module):
             kv = _rows(block.cross_attention.keys_values(question_PxLqxD), question_R)
             return block(x, causal_bias, sharding.constrain_batch(kv), question_bias)
 
-        x = layers.scan(self.blocks, body, x, remat=self.remat, unroll=self.unroll)
+        x = layers.scan(self.blocks, body, x, self.loop)
         return self.word_head(self.norm(sharding.constrain_batch(x)), self.embedding[...])
 
 

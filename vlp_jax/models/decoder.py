@@ -19,7 +19,7 @@ class PixelDecoder(nnx.Module):
     def __init__(self, config, *, dtype, rngs: nnx.Rngs):
         d, v = config.model.decoder, config.model.vision
         self.attention_mode, self.dtype = d.attention, dtype
-        self.remat, self.unroll = config.model.remat, config.model.unroll
+        self.loop = layers.loop(config, dtype)
         self.embed = layers.dense(v.width, d.width, ("embed", None), dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(jax.random.normal(rngs.params(), (d.width,)) * 0.02)
 
@@ -50,6 +50,6 @@ class PixelDecoder(nnx.Module):
             x = sequences(jnp.concatenate([seen, asked], axis=2), "frame")
         else:
             x = jnp.concatenate([sequences(seen, "joint"), sequences(asked, "joint")], axis=1)
-        x = layers.scan(self.blocks, lambda block, x: block(x), x, remat=self.remat, unroll=self.unroll)
+        x = layers.scan(self.blocks, lambda block, x: block(x), x, self.loop)
         asked = x[:, -hidden_BxThxM.shape[2] :] if self.attention_mode == "frame" else x[:, -asked[0, :, :, 0].size :]
         return constrain_batch(self.out(self.norm(asked)).reshape(*hidden_BxThxM.shape, -1)).astype(jnp.float32)

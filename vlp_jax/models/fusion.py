@@ -44,7 +44,7 @@ class Fusion(nnx.Module):
 
     def __init__(self, config, *, dtype, rngs: nnx.Rngs):
         t, m = config.model.text, config.model
-        self.remat, self.unroll = m.remat, m.unroll
+        self.loop = layers.loop(config, dtype)
 
         def make(r):
             return FusionBlock(t, m.vision.width, kernel=m.attention_kernel, dtype=dtype, rngs=r)
@@ -77,7 +77,7 @@ class Fusion(nnx.Module):
             kv = sharding.take_near(kv, rows.reshape(-1)).reshape(p, kept * s, *kv.shape[2:])
             return block(x, text_bias, sharding.constrain_batch(kv), video_bias)
 
-        x = layers.scan(self.blocks, body, text_PxLxD, remat=self.remat, unroll=self.unroll)
+        x = layers.scan(self.blocks, body, text_PxLxD, self.loop)
         return self.norm(sharding.constrain_batch(x))
 
 

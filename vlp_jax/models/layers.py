@@ -1,12 +1,16 @@
 """The small parts every tower is made of, and the scan over stacked layers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from vlp_jax import sharding
 
 Shape = int | tuple[int, ...]
 
@@ -146,26 +150,45 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     )(rngs)
 
 
-def scan(stacked: nnx.Module, body: Callable, x, *, remat: str = "none", unroll: bool = False):
-    """Runs `x = body(layer, x)` over the layers of a module made by `stack`.
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How the layers of a stack run.
 
-    Args:
+    Attributes:
       remat: `none` | `dots` | `full`: what the backward pass recomputes in each layer.
       unroll: write the layers out one after another, which compiles slower and can run faster.
+      rules: `config.mesh.rules`; a layer's parameters are gathered by them as it runs, in `dtype`.
     """
-    graph, params = nnx.split(stacked)
-    return scan_params(graph, params, body, x, remat=remat, unroll=unroll)
+
+    remat: str = "none"
+    unroll: bool = False
+    rules: tuple[tuple[str, str], ...] = ()
+    dtype: Any = None
+
+    def parameters(self, layer):
+        """Those of one layer, for its computation."""
+        return sharding.gathered(layer, self.rules, self.dtype)
 
 
-def scan_params(graph, params, body, x, *, remat: str = "none", unroll: bool = False):
+def loop(config, dtype) -> Loop:
+    """`Loop` as the config has it."""
+    return Loop(config.model.remat, config.model.unroll, tuple(map(tuple, config.mesh.rules)), dtype)
+
+
+def scan(stacked: nnx.Module, body: Callable, x, how: Loop = Loop()):
+    """Runs `x = body(layer, x)` over the layers of a module made by `stack`."""
+    return scan_params(*nnx.split(stacked), body, x, how)
+
+
+def scan_params(graph, params, body, x, how: Loop = Loop()):
     """As `scan`, over parameters that were split off before (a segment of a stack)."""
 
     def step(x, layer):
-        return body(nnx.merge(graph, layer), x), None
+        return body(nnx.merge(graph, how.parameters(layer)), x), None
 
-    if remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
-    return jax.lax.scan(step, x, params, unroll=unroll or 1)[0]
+    if how.remat != "none":
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[how.remat], prevent_cse=how.unroll)
+    return jax.lax.scan(step, x, params, unroll=how.unroll or 1)[0]
 
 
 def split_layers(params, sizes: list[int]) -> list:

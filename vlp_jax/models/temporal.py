@@ -20,7 +20,7 @@ class TemporalEncoder(nnx.Module):
 
     def __init__(self, config, *, dtype, rngs: nnx.Rngs):
         v = config.model.vision
-        self.remat, self.unroll, self.dtype = config.model.remat, config.model.unroll, dtype
+        self.loop, self.dtype = layers.loop(config, dtype), dtype
         # From zeros: which frame is which is learned, and clips of other lengths interpolate.
         self.time = nnx.Param(jnp.zeros((grid(config)[0], v.width)), out_sharding=(None, "embed"))
 
@@ -40,6 +40,6 @@ class TemporalEncoder(nnx.Module):
             return video
         x = video.tokens + layers.interpolate_time(self.time[...], t)[:, None].astype(self.dtype)
         x = x.swapaxes(1, 2).reshape(b * s, t, d)
-        x = layers.scan(self.blocks, lambda block, x: block(x), x, remat=self.remat, unroll=self.unroll)
+        x = layers.scan(self.blocks, lambda block, x: block(x), x, self.loop)
         x = constrain_batch(x.reshape(b, s, t, d).swapaxes(1, 2))
         return dataclasses.replace(video, tokens=self.norm(x))

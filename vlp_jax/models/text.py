@@ -21,7 +21,7 @@ class TextEncoder(nnx.Module):
 
     def __init__(self, config, vocab_size: int, *, dtype, rngs: nnx.Rngs):
         t = config.model.text
-        self.remat, self.unroll, self.dtype = config.model.remat, config.model.unroll, dtype
+        self.loop, self.dtype = layers.loop(config, dtype), dtype
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.input.max_text_tokens, t.width), out_sharding=(None, "embed"))
@@ -40,7 +40,7 @@ class TextEncoder(nnx.Module):
         x = self.embedding[...][ids_BxL] + self.position[...][: ids_BxL.shape[1]]
         x = constrain_batch(self.norm_embedding(x.astype(self.dtype)))
         bias = attention.padding_bias(mask_BxL)
-        x = layers.scan(self.blocks, lambda block, x: block(x, bias), x, remat=self.remat, unroll=self.unroll)
+        x = layers.scan(self.blocks, lambda block, x: block(x, bias), x, self.loop)
         return self.norm(constrain_batch(x))
 
 

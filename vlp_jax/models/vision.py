@@ -186,7 +186,7 @@ class VideoEncoder(nnx.Module):
         v, p = config.model.vision, config.model.pruning
         self.patch, self.tubelet, self.attention_mode = v.patch_size, v.tubelet, v.attention
         self.prune_layers, self.keep_rate, self.fused_token = tuple(p.layers), p.keep_rate, p.fused_token
-        self.layer_count, self.remat, self.unroll = v.layers, config.model.remat, config.model.unroll
+        self.layer_count, self.loop = v.layers, layers.loop(config, dtype)
         self.dtype = dtype
         self.embed = layers.dense(v.tubelet * v.patch_size**2 * 3, v.width, (None, "embed"), dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (v.width,)) * 0.02, out_sharding=("embed",))
@@ -274,19 +274,19 @@ class VideoEncoder(nnx.Module):
 
     def _run(self, graph, segment, x_BxTxSxD, patches):
         body = lambda block, x: block.encode(x, self.attention_mode, patches)
-        x = layers.scan_params(graph, segment, body, x_BxTxSxD, remat=self.remat, unroll=self.unroll)
+        x = layers.scan_params(graph, segment, body, x_BxTxSxD, self.loop)
         return constrain_batch(x)
 
     def _prune(self, graph, segment, x_BxTxSxD, kept_BxTxK, fused, patches):
         def run(params, x):
-            block = nnx.merge(graph, params)
+            block = nnx.merge(graph, self.loop.parameters(params))
             x, scores = block.attend_and_score(x, self.attention_mode, patches)
             x, index = sparsify.prune_tokens(
                 x, scores, kept_after(kept_BxTxK.shape[-1], self.keep_rate), self.fused_token, fused
             )
             return block.feed_forward(x), index
 
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=layers.REMAT_POLICIES[self.remat])
+        if self.loop.remat != "none":
+            run = jax.checkpoint(run, policy=layers.REMAT_POLICIES[self.loop.remat])
         x, index = run(jax.tree.map(lambda leaf: leaf[0], segment), x_BxTxSxD)
         return constrain_batch(x), jnp.take_along_axis(kept_BxTxK, index, axis=-1)

@@ -12,6 +12,7 @@ from vlp_jax.planning import program, roofline, topology
 from vlp_jax.types import UserError
 
 _GIB = program.GIB
+_SHOWN = 12  # kinds of collectives
 
 
 def table(step: program.Compiled, place: topology.Topology) -> str:
@@ -30,14 +31,29 @@ def table(step: program.Compiled, place: topology.Topology) -> str:
     if not step.fits:
         return "\n".join(lines)
     lines.append(f"  {step.traffic / 1e9:.2f} GB to and from memory, {sent(step) / 1e9:.3f} GB sent in collectives:")
-    for one in step.collectives[:8]:
-        axes = " x ".join(one.axes) or "devices of no axis"
-        name = one.source.rpartition("/")[2] or "unnamed"
-        lines.append(f"    {one.kind:19}{one.bytes / 1e6:10.3f} MB x{one.times:<5}{axes:20}{name}")
-    rest = step.collectives[8:]
+    groups = grouped(step)
+    for one in groups[:_SHOWN]:
+        axes = " x ".join(one["axes"]) or "devices of no axis"
+        lines.append(f"    {one['kind']:19}{one['sent'] / 1e6:10.3f} MB in {one['times']:<5}{axes:14}{one['source']}")
+    rest = groups[_SHOWN:]
     if rest:
-        lines.append(f"    and {len(rest)} more, {sum(one.traffic for one in rest) / 1e6:.1f} MB sent")
+        lines.append(f"    and {len(rest)} other kinds, {sum(one['sent'] for one in rest) / 1e6:.1f} MB")
     return "\n".join(lines)
+
+
+def grouped(step: program.Compiled) -> list[dict[str, Any]]:
+    """The collectives of a step by kind, axes, pass and operation, the largest first: bytes sent, and how often."""
+    groups: dict[tuple, dict[str, Any]] = {}
+    for one in step.collectives:
+        name = one.source.rpartition("/")[2] or "unnamed"
+        source = f"{name}, backward" if "transpose(" in one.source else name
+        found = groups.setdefault(
+            (one.kind, one.axes, source),
+            {"kind": one.kind, "axes": list(one.axes), "source": source, "sent": 0.0, "times": 0},
+        )
+        found["sent"] += one.traffic
+        found["times"] += one.times
+    return sorted(groups.values(), key=lambda one: -one["sent"])
 
 
 def sent(step: program.Compiled) -> float:
@@ -67,6 +83,7 @@ def summary(config: Any, place: topology.Topology, steps: list[program.Compiled]
         "memory": steps[0].memory,
         "memory_traffic_bytes": mean(lambda step: step.traffic),
         "collective_bytes": mean(sent),
+        "collectives": {step.kind.name: grouped(step) for step in steps},
         "compile_seconds": sum(step.seconds for step in steps),
         "step_seconds": None,
     }
