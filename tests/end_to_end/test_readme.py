@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.pretrained import made
+
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
@@ -65,6 +67,9 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
     module = words[2]
     own = "own" in text
     replaced = {"clips.csv": clips / "clips.csv", "tokenizer.model": clips / "tokenizer.model"}
+    if "bert-base" in text:
+        bert = made.bert(tmp_path / "bert", 2, width=16, heads=2, hidden=64, length=32)
+        replaced |= {"bert-base-uncased/vocab.txt": bert / "vocab.txt", "bert-base-uncased": bert}
     replaced |= {"DATASET": shapes, "TOKENIZER": shapes / "tokenizer.model"}
     for old, new in replaced.items():
         words = [re.sub(rf"(^|=){re.escape(old)}$", lambda m, new=new: m[1] + str(new), word) for word in words]

@@ -1,18 +1,15 @@
 """Text encoders of BERT's form into a new run's parameters: what is taken, created and left out, and what stops."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from tests.pretrained import made
 from vlp_jax import checkpoint, sharding, state
 from vlp_jax.pretrained import importing
-from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
 
-VOCABULARY, LENGTH = 64, 6
 POST = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12}
 
 
@@ -29,43 +26,6 @@ def create(tiny_config, fake_tokenizer):
     return build
 
 
-def shapes_of(layers):
-    """Shapes of our text parameters with so many layers, as a recipe of the tiny config has them."""
-    d, heads, hidden = 16, 2, 32
-    block = {
-        "attention/qkv/kernel": (d, 3, heads, d // heads), "attention/qkv/bias": (3, heads, d // heads),
-        "attention/out/kernel": (heads, d // heads, d), "attention/out/bias": (d,),
-        "norm_attention/scale": (d,), "norm_attention/bias": (d,), "norm_mlp/scale": (d,), "norm_mlp/bias": (d,),
-        "mlp/up/kernel": (d, hidden), "mlp/up/bias": (hidden,), "mlp/down/kernel": (hidden, d), "mlp/down/bias": (d,),
-    }  # fmt: skip
-    head = {"transform/kernel": (d, d), "transform/bias": (d,), "norm/scale": (d,), "norm/bias": (d,), "bias": (64,)}
-    return {
-        "text/embedding": (VOCABULARY, d), "text/position": (LENGTH, d),
-        "text/norm_embedding/scale": (d,), "text/norm_embedding/bias": (d,),
-        **{f"text/blocks/{name}": (layers, *shape) for name, shape in block.items()},
-        **{f"word_head/{name}": shape for name, shape in head.items()},
-    }  # fmt: skip
-
-
-def weights_of(family, layers, seed=0):
-    """Our parameters, and the same under the family's names."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    ours = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes_of(layers).items()}
-    kind = importing.TEXT[family]
-    return ours, give([*kind.embedding, *kind.layer, *kind.head], ours)
-
-
-def folder(path, family, theirs, **changes):
-    path.mkdir()
-    width = {"bert": "hidden_size", "roberta": "hidden_size", "distilbert": "dim"}[family]
-    heads = "n_heads" if family == "distilbert" else "num_attention_heads"
-    hidden = "hidden_dim" if family == "distilbert" else "intermediate_size"
-    config = {"model_type": family, width: 16, heads: 2, hidden: 32, "layer_norm_eps": 1e-12, **changes}
-    (path / "config.json").write_text(json.dumps(config))
-    safetensors_numpy.save_file(theirs, path / "model.safetensors")
-    return path
-
-
 def load(create, source, changes=None):
     config, params = create({"model.text.init_from": str(source), **(changes or {})})
     before = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items()}
@@ -75,8 +35,8 @@ def load(create, source, changes=None):
 
 @pytest.mark.parametrize("family", list(importing.TEXT))
 def test_first_layers_become_the_text_encoder_and_the_next_ones_the_fusion(create, tmp_path, family):
-    ours, theirs = weights_of(family, 3)
-    before, after, report = load(create, folder(tmp_path / "x", family, theirs))
+    ours, theirs = made.weights_of(family, 3)
+    before, after, report = load(create, made.folder(tmp_path / "x", family, theirs))
     assert list(before) == list(after)
     for name, value in ours.items():
         if name.startswith("text/blocks/"):
@@ -94,17 +54,17 @@ def test_first_layers_become_the_text_encoder_and_the_next_ones_the_fusion(creat
 
 
 def test_layers_beyond_those_of_the_model_are_left_out_and_said(create, tmp_path):
-    _, theirs = weights_of("bert", 5)
+    _, theirs = made.weights_of("bert", 5)
     theirs["bert.pooler.dense.weight"] = np.ones((16, 16), np.float32)
-    _, _, report = load(create, folder(tmp_path / "x", "bert", theirs))
+    _, _, report = load(create, made.folder(tmp_path / "x", "bert", theirs))
     assert len(report.left_out) == 2 * 16 + 1 and "encoder.layer.4.intermediate.dense.bias" in report.left_out
     assert "left out (only there)" in str(report)
 
 
 def test_without_layers_for_the_fusion_or_a_head_these_stay_as_they_were(create, tmp_path):
-    ours, theirs = weights_of("bert", 2)
+    ours, theirs = made.weights_of("bert", 2)
     theirs = {name: value for name, value in theirs.items() if not name.startswith("cls.")}
-    before, after, report = load(create, folder(tmp_path / "x", "bert", theirs))
+    before, after, report = load(create, made.folder(tmp_path / "x", "bert", theirs))
     created = [name for name, t in report.taken.items() if t.how == "created"]
     assert {name.split("/")[0] for name in created} == {"fusion", "word_head"}
     for name in created:
@@ -113,24 +73,24 @@ def test_without_layers_for_the_fusion_or_a_head_these_stay_as_they_were(create,
 
 
 def test_a_run_of_a_task_takes_its_recipes_text_encoder(create, tmp_path):
-    ours, theirs = weights_of("bert", 3)
+    ours, theirs = made.weights_of("bert", 3)
     task = {"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0}
-    _, after, _ = load(create, folder(tmp_path / "x", "bert", theirs), task)
+    _, after, _ = load(create, made.folder(tmp_path / "x", "bert", theirs), task)
     np.testing.assert_array_equal(after["recipe/text/embedding"], ours["text/embedding"])
 
 
 @pytest.mark.parametrize("family", list(importing.TEXT))
 def test_of_more_positions_the_first_are_taken(create, tmp_path, family):
-    ours, theirs = weights_of(family, 3)
+    ours, theirs = made.weights_of(family, 3)
     name = next(name for name in theirs if "position_embeddings" in name)
     theirs[name] = np.concatenate([theirs[name], np.full((9, 16), 7, np.float32)])
-    _, after, report = load(create, folder(tmp_path / "x", family, theirs))
+    _, after, report = load(create, made.folder(tmp_path / "x", family, theirs))
     np.testing.assert_array_equal(after["text/position"], ours["text/position"])
     assert report.taken["text/position"].how == "resized"
 
 
 def test_names_of_other_times_and_classes_are_the_same(create, tmp_path):
-    ours, theirs = weights_of("bert", 3)
+    ours, theirs = made.weights_of("bert", 3)
     old = {
         f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
         for name, x in theirs.items()
@@ -143,9 +103,9 @@ def test_names_of_other_times_and_classes_are_the_same(create, tmp_path):
 
 
 def test_half_precision_is_widened(create, tmp_path):
-    ours, theirs = weights_of("bert", 3)
+    ours, theirs = made.weights_of("bert", 3)
     theirs = {name: x.astype(np.float16) for name, x in theirs.items()}
-    _, after, _ = load(create, folder(tmp_path / "x", "bert", theirs))
+    _, after, _ = load(create, made.folder(tmp_path / "x", "bert", theirs))
     np.testing.assert_array_equal(after["text/embedding"], ours["text/embedding"].astype(np.float16).astype(np.float32))
 
 
@@ -181,9 +141,9 @@ def spoiled(theirs, name):
     ],
 )
 def test_a_spoiled_file_stops_with_the_name_both_shapes_and_what_to_do(create, tmp_path, what, words):
-    _, theirs = weights_of("bert", 3)
+    _, theirs = made.weights_of("bert", 3)
     with pytest.raises(UserError, match=words):
-        load(create, folder(tmp_path / "x", "bert", spoiled(theirs, what)))
+        load(create, made.folder(tmp_path / "x", "bert", spoiled(theirs, what)))
 
 
 @pytest.mark.parametrize(
@@ -199,14 +159,14 @@ def test_a_spoiled_file_stops_with_the_name_both_shapes_and_what_to_do(create, t
     ],
 )
 def test_a_model_of_another_shape_stops_with_the_flags_that_mend_it(create, tmp_path, changes, words):
-    _, theirs = weights_of("bert", 3)
+    _, theirs = made.weights_of("bert", 3)
     with pytest.raises(UserError, match=words):
-        load(create, folder(tmp_path / "x", "bert", theirs, **changes))
+        load(create, made.folder(tmp_path / "x", "bert", theirs, **changes))
 
 
 def test_pre_norm_and_other_epsilons_are_no_bert(create, tmp_path):
-    _, theirs = weights_of("bert", 3)
-    path = folder(tmp_path / "x", "bert", theirs)
+    _, theirs = made.weights_of("bert", 3)
+    path = made.folder(tmp_path / "x", "bert", theirs)
     with pytest.raises(UserError, match=r"set --config.model.text.norm_epsilon=1e-12 --config.model.text.norm=post"):
         load(create, path, {"model.text.norm": "pre", "model.text.norm_epsilon": 1e-6})
 
@@ -218,7 +178,7 @@ def test_names_of_no_family_are_refused(create, tmp_path):
 
 
 def test_a_recipe_without_text_has_nothing_to_start(create, tmp_path):
-    _, theirs = weights_of("bert", 3)
+    _, theirs = made.weights_of("bert", 3)
     alone = {"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0}
     with pytest.raises(UserError, match="has no text encoder"):
-        load(create, folder(tmp_path / "x", "bert", theirs), alone)
+        load(create, made.folder(tmp_path / "x", "bert", theirs), alone)
