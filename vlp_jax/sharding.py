@@ -139,7 +139,7 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     )
 
 
-def gathered(params: Any, rules: tuple[tuple[str, str], ...], dtype: Any = None) -> Any:
+def gathered(params: Any, rules: tuple[tuple[str, str], ...], dtype: Any = None, *, stacks: bool = False) -> Any:
     """Parameters whole on each of the devices that share them out, for the computation that needs them now.
 
     Each is needed by every example, so that it travels, in `dtype`, and its gradient comes back added up and in parts;
@@ -147,9 +147,10 @@ def gathered(params: Any, rules: tuple[tuple[str, str], ...], dtype: Any = None)
     axis shards stays so. Does nothing where no data-parallel axis shards parameters, outside a mesh or inside a shard.
 
     Args:
-      params: a state of variables with logical axis names, all of them or those of one layer of a stack.
+      params: a state of variables with logical axis names.
       rules: `config.mesh.rules`.
-      dtype: kernels are cast to it, as the layer would do; None leaves all as they are.
+      dtype: kernels are cast to it, as their layers would do; None leaves all as they are.
+      stacks: whether those with an axis of layers are gathered, or all others.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if ways() == 1:
@@ -161,9 +162,9 @@ def gathered(params: Any, rules: tuple[tuple[str, str], ...], dtype: Any = None)
     def gather(path, variable):
         value = variable[...]
         names = variable.get_metadata().get("out_sharding") or ()
-        if names[:1] == ("layers",) and len(names) == value.ndim:
-            return variable  # a stack: each layer's are gathered as it runs
-        axes = [table.get(name) if name else None for name in names][len(names) - value.ndim :]
+        if (names[:1] == ("layers",)) != stacks:
+            return variable
+        axes = [table.get(name) if name else None for name in names]
         whole = [None if axis in BATCH_AXES else axis for axis in axes]
         if whole == axes:
             return variable

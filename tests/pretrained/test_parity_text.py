@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint
+from vlp_jax import checkpoint, export
 from vlp_jax import config as config_lib
 from vlp_jax.models import attention, layers
 from vlp_jax.models.text import TextEncoder, WordHead
@@ -149,3 +149,35 @@ def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, siz
     record_property("forward", max(errors))
     record_property("gradient", worst)
     print(f"{family} {size}: forward {max(errors):.1e}, {len(gradients)} gradients {worst:.1e}")
+
+
+@pytest.mark.parametrize("family", list(importing.TEXT))
+def test_parity_of_what_is_exported(family, tmp_path):
+    ids, mask, _ = batch("small")
+    width, heads, depth, _, length = SIZES["small"]
+    config = config_lib.update(
+        config_lib.defaults(),
+        {
+            "model.text.width": width,
+            "model.text.heads": heads,
+            "model.text.layers": depth,
+            "model.text.norm": "post",
+            "model.text.norm_epsilon": 1e-12,
+            "input.max_text_tokens": length,
+        },
+    )
+    with nnx.use_eager_sharding(False):
+        graph, params = nnx.split(Towers(config, dtype=jnp.float32, rngs=nnx.Rngs(3)))
+    rng = np.random.Generator(np.random.Philox(3))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    export.text(config, params, family, tmp_path / "out")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask.astype(np.int64))}
+        expected = model(**given).last_hidden_state.numpy()
+    got = np.asarray(jax.jit(lambda p: nnx.merge(graph, p).text(ids, mask))(params))
+    assert error(got[mask], expected[mask]) < 1e-5
+    # And comes back as it went.
+    again, _ = importing.text(config_lib.update(config, {"model.text.init_from": str(tmp_path / "out")}), params)
+    for name, value in checkpoint.by_path(again).items():
+        np.testing.assert_array_equal(value, checkpoint.by_path(params)[name])

@@ -157,7 +157,7 @@ class Loop:
     Attributes:
       remat: `none` | `dots` | `full`: what the backward pass recomputes in each layer.
       unroll: write the layers out one after another, which compiles slower and can run faster.
-      rules: `config.mesh.rules`; a layer's parameters are gathered by them as it runs, in `dtype`.
+      rules: `config.mesh.rules`; parameters are gathered by them before the first layer, in `dtype`.
     """
 
     remat: str = "none"
@@ -165,9 +165,11 @@ class Loop:
     rules: tuple[tuple[str, str], ...] = ()
     dtype: Any = None
 
-    def parameters(self, layer):
-        """Those of one layer, for its computation."""
-        return sharding.gathered(layer, self.rules, self.dtype)
+    def gathered(self, params):
+        """The parameters of a stack, or of a segment of it, for its computation: once for both passes, where layer by
+        layer the TPU compiler gathers four times as much, and in `dtype` they are small beside the optimiser's state.
+        """
+        return sharding.gathered(params, self.rules, self.dtype, stacks=True)
 
 
 def loop(config, dtype) -> Loop:
@@ -184,11 +186,11 @@ def scan_params(graph, params, body, x, how: Loop = Loop()):
     """As `scan`, over parameters that were split off before (a segment of a stack)."""
 
     def step(x, layer):
-        return body(nnx.merge(graph, how.parameters(layer)), x), None
+        return body(nnx.merge(graph, layer), x), None
 
     if how.remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[how.remat], prevent_cse=how.unroll)
-    return jax.lax.scan(step, x, params, unroll=how.unroll or 1)[0]
+    return jax.lax.scan(step, x, how.gathered(params), unroll=how.unroll or 1)[0]
 
 
 def split_layers(params, sizes: list[int]) -> list:

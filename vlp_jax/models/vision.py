@@ -279,7 +279,7 @@ class VideoEncoder(nnx.Module):
 
     def _prune(self, graph, segment, x_BxTxSxD, kept_BxTxK, fused, patches):
         def run(params, x):
-            block = nnx.merge(graph, self.loop.parameters(params))
+            block = nnx.merge(graph, params)
             x, scores = block.attend_and_score(x, self.attention_mode, patches)
             x, index = sparsify.prune_tokens(
                 x, scores, kept_after(kept_BxTxK.shape[-1], self.keep_rate), self.fused_token, fused
@@ -288,5 +288,5 @@ class VideoEncoder(nnx.Module):
 
         if self.loop.remat != "none":
             run = jax.checkpoint(run, policy=layers.REMAT_POLICIES[self.loop.remat])
-        x, index = run(jax.tree.map(lambda leaf: leaf[0], segment), x_BxTxSxD)
+        x, index = run(jax.tree.map(lambda leaf: leaf[0], self.loop.gathered(segment)), x_BxTxSxD)
         return constrain_batch(x), jnp.take_along_axis(kept_BxTxK, index, axis=-1)

@@ -68,4 +68,5 @@ FAMILY = TextFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+    others={"architectures": ["BertModel"], "type_vocab_size": 2, "pad_token_id": 0},
 )

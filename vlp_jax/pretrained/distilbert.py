@@ -52,4 +52,5 @@ FAMILY = TextFamily(
     layers="n_layers",
     fixed={"activation": "gelu"},
     epsilon=1e-12,
+    others={"architectures": ["DistilBertModel"], "pad_token_id": 0},
 )

@@ -32,4 +32,5 @@ FAMILY = TextFamily(
     hidden=bert.FAMILY.hidden,
     layers=bert.FAMILY.layers,
     fixed=bert.FAMILY.fixed,
+    others={"architectures": ["RobertaModel"], "type_vocab_size": 1, "pad_token_id": 1},
 )

@@ -37,6 +37,8 @@ class TextFamily:
       hidden, layers: its keys of the MLP's width and of the number of layers.
       fixed: key of its config.json -> the one value that our code computes.
       epsilon: of its norms, where its config.json does not say.
+      vocabulary, positions: its keys of the numbers of pieces and of positions.
+      others: what its config.json holds besides, for a text encoder alone.
     """
 
     model_type: str
@@ -50,6 +52,9 @@ class TextFamily:
     layers: str
     fixed: Mapping[str, Any]
     epsilon: float | None = None
+    vocabulary: str = "vocab_size"
+    positions: str = "max_position_embeddings"
+    others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def rename(self, name: str) -> str:
         """A name in a file as the rules write it."""
@@ -162,6 +167,25 @@ class TextFamily:
                 why[name] = "no text encoder has it" if rules_lib.matches(_CREATED, name) else "is not there"
         left = {name: tensors.describe(there[name])[0] for name in there if name not in used}
         return values, Report(source, None, taken, left, why)
+
+    def config_of(self, config: Any, theirs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The config.json of our text encoder.
+
+        Args:
+          theirs: its tensors, by the family's names.
+        """
+        values, t = config_lib.leaves(config), config.model.text
+        words, table = (theirs[rule.theirs[0]] for rule in self.embedding[:2])
+        return {
+            "model_type": self.model_type,
+            **{key: values[knob] for key, knob in self.sizes.items()},
+            self.hidden: int(t.width * t.mlp_ratio),
+            self.layers: t.layers,
+            self.vocabulary: len(words),
+            self.positions: len(table),
+            **self.fixed,
+            **self.others,
+        }
 
     def _depth(self, names: Mapping[str, str]) -> int:
         pattern = re.escape(self.layer[0].theirs[0]).replace(re.escape("{i}"), r"(\d+)")
