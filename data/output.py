@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -77,15 +77,17 @@ def partial_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a sibling `<out>.<random>.tmp` to write in, which is removed at the end; see `finish`."""
     target = _target(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".tmp", dir=target.parent))
+    # Named before it is made: an interrupt may come right after that, and must find what to remove.
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     keep = False
     try:
+        partial.mkdir(mode=0o700)
         yield partial
     except _Kept:
         keep = True
         raise
     finally:
-        if not keep:
+        if not keep and partial.is_dir():
             shutil.rmtree(partial)
 
 
