@@ -3,7 +3,8 @@
 Each row is one `python -m vlp_jax.plan --json`, in a process of its own, of the real training step of SMAUG in
 bfloat16, compiled for devices that need not be there:
 
-- `slices`: base and large, 16 clips a chip, on v5e-16, v5e-256, v5p-128 and v6e-256.
+- `slices`: base and large, 16 clips a chip, on v5e-16, v5e-256, v5p-128 and v6e-256, with hard negatives of each chip's
+  own clips.
 - `scaling`: base, 16 clips a chip, on 16 to 256 chips of v5e, with hard negatives of each chip's own clips and with
   those of the whole batch: what a chip computes should stay the same, and what it sends too, but for the tokens of
   clips that go round with the negatives of all.
@@ -28,7 +29,7 @@ from vlp_jax.files import write_atomically
 GB = 1e9
 A_CHIP = 16  # clips
 SLICES = {"v5e_16": 16, "v5e_256": 256, "v5p_128": 64, "v6e_256": 256}  # named mesh -> chips
-SCALING = {"v5e:4x4": 16, "v5e:4x8": 32, "v5e:8x8": 64, "v5e:8x16": 128, "v5e:16x16": 256}
+SCALING = {"v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256}
 ONE, EIGHT = ("--topology=h200:1", "--config.batch_size=256"), ("--topology=h200:8", "--config.batch_size=2048")
 LEVERS: dict[str, tuple[str, ...]] = {
     "one H200, 256 clips": ONE,
@@ -51,6 +52,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
                 f"--config=configs/smaug.py:{size}",
                 f"--config.mesh={mesh}",
                 f"--config.batch_size={A_CHIP * chips}",
+                f"--config.loss.vtm_group={A_CHIP}",
                 "--config.model.remat=dots",
             ]
             for size in ("base", "large")

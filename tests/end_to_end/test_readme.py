@@ -109,6 +109,10 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
         words[words.index("--workdir") + 1] = str(workdir)
         if own:
             words[words.index("all")] = "test"
+    elif module == "vlp_jax.export":
+        post = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12, "steps": 1}
+        assert run(command(tmp_path / "run", **post)).returncode == 0
+        words[words.index("--workdir") + 1 :] = [str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     elif module == "vlp_jax.compare":
         workdir = shutil.copytree(finished, tmp_path / "run")
         for flags in ([], ["--ablate=order"]):

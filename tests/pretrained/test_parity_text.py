@@ -117,10 +117,9 @@ def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, siz
     model = theirs(family, size)
     model.save_pretrained(tmp_path)
     ids, mask, labels = batch(size)
-    body = getattr(model, {"distilbert": "distilbert"}.get(family, family))
     # RoBERTa numbers positions from the ids; ours stand in order, as those of texts without padding inside do.
     more = {"output_hidden_states": True, "attention_mask": torch.tensor(mask.astype(np.int64))}
-    expected = body(torch.tensor(ids), **more).hidden_states
+    expected = getattr(model, family)(torch.tensor(ids), **more).hidden_states
     module, report = ours(family, size, tmp_path)
     assert {t.how for t in report.taken.values()} == {"loaded"}
     got = jax.jit(lambda m: m.hidden(ids, mask))(module)
@@ -149,6 +148,23 @@ def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, siz
     record_property("forward", max(errors))
     record_property("gradient", worst)
     print(f"{family} {size}: forward {max(errors):.1e}, {len(gradients)} gradients {worst:.1e}")
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("family", list(importing.TEXT))
+def test_text_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
+    model = theirs(family, size)
+    model.save_pretrained(tmp_path)
+    ids, mask, _ = batch(size)
+    with torch.no_grad():
+        given = {"output_hidden_states": True, "attention_mask": torch.tensor(mask.astype(np.int64))}
+        expected = getattr(model, family)(torch.tensor(ids), **given).hidden_states
+    module, _ = ours(family, size, tmp_path, dtype=jnp.bfloat16)
+    got = jax.jit(lambda m: m.hidden(ids, mask))(module)
+    pairs = [(np.asarray(a, np.float32)[mask], b.numpy()[mask]) for a, b in zip(got, expected)]
+    errors = [float(np.sqrt(np.square(a - b).mean() / np.square(b).mean())) for a, b in pairs]
+    assert max(errors) < 1e-2, errors
+    print(f"{family} {size}: bfloat16, root mean square {max(errors):.1e}")
 
 
 @pytest.mark.parametrize("family", list(importing.TEXT))

@@ -1,0 +1,51 @@
+"""A text encoder written out and read again, and what cannot be written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vlp_jax import checkpoint, export, sharding, state
+from vlp_jax.pretrained import importing
+from vlp_jax.types import UserError
+
+POST = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12}
+
+
+@pytest.fixture
+def create(tiny_config, fake_tokenizer):
+    def build(changes, seed=0):
+        config = tiny_config({**changes, "seed": seed})
+        mesh = sharding.make_mesh(config, jax.devices()[:1])
+        with sharding.use_mesh(mesh):
+            return config, state.setup(config, fake_tokenizer, mesh, 10).create().params
+
+    return build
+
+
+@pytest.mark.parametrize("family", list(importing.TEXT))
+@pytest.mark.parametrize("task", [{}, {"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0}])
+def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, family, task):
+    config, params = create({**POST, **task})
+    export.text(config, params, family, tmp_path / "out")
+    there = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert there["model_type"] == family and there["vocab_size"] == 64
+    other, fresh = create({**POST, "model.text.init_from": str(tmp_path / "out")}, seed=1)
+    after, report = importing.text(other, fresh)
+    before = {name.removeprefix("recipe/"): x for name, x in checkpoint.by_path(params).items()}
+    for name, value in checkpoint.by_path(after).items():
+        if name.startswith("text/"):
+            np.testing.assert_array_equal(value, before[name])
+    assert not report.left_out
+
+
+def test_norms_before_the_blocks_other_epsilons_and_models_without_text_are_refused(create, tmp_path):
+    for changes, family, words in (
+        ({}, "bert", "norm = 'pre' .*: bert has its norms after"),
+        ({**POST, "model.text.norm_epsilon": 1e-5}, "distilbert", "norm_epsilon = 1e-05: distilbert has 1e-12"),
+        ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0}, "bert", "has no text encoder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export.text(*create(changes), family, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
