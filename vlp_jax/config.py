@@ -125,8 +125,14 @@ def defaults() -> ml_collections.ConfigDict:
     v.mlp_ratio = 4.0  # hidden width of the MLP over D
     v.attention = "frame"  # frame (tokens see their own frame) | joint (tokens see the whole clip)
     v.pool = "cls"  # cls | mean: what of each frame becomes the clip's embedding
-    # sincos (fixed, added to the patches) | relative (BEiT's learned bias in every attention inside a frame)
+    # sincos (fixed, added to the patches) | learned (a table over CLS and patches, added: ViT) | relative (BEiT's
+    # learned bias in every attention inside a frame)
     v.positions = "sincos"
+    v.layer_scale = 0.0  # what a learned factor of each sublayer's output starts from (BEiT: 0.1); 0 for none
+    v.norm_epsilon = 1e-6  # of the encoder's norms; BEiT's and ViT's of transformers are 1e-12
+    # A published image encoder to start from, a Hugging Face folder or a file of weights of ViT's or BEiT's form
+    # (vlp_jax/pretrained); "" for random ones.
+    v.init_from = ""
     # none | sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
     v.time_positions = "sincos"
     # sincos: slots of the clips that the table is made for; others interpolate it. 0: as many as input.frames has.

@@ -13,6 +13,7 @@ from absl import flags
 from safetensors import numpy as safetensors_numpy
 
 from vlp_jax import checkpoint, launch, sharding
+from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.input.wordpiece import WordPiece
 from vlp_jax.pretrained import importing
@@ -52,17 +53,17 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
     Raises:
       UserError: the run has no text encoder, or one that the family does not have: with norms before its blocks.
     """
-    t, kind = config.model.text, importing.TEXT[family]
+    kind = importing.TEXT[family]
     own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
     if "text/embedding" not in own:
         raise UserError(f"{config.name} has no text encoder: every weight of its loss that reads text is 0")
-    if t.norm != "post":
-        raise UserError(
-            f"config.model.text.norm = {t.norm!r} of {config.name}: {family} has its norms after the residuals; only a "
-            "run with config.model.text.norm=post can be exported"
-        )
-    if kind.epsilon is not None and t.norm_epsilon != kind.epsilon:
-        raise UserError(f"config.model.text.norm_epsilon = {t.norm_epsilon}: {family} has {kind.epsilon} in its code")
+    values = config_lib.leaves(config)
+    for knob, only in kind.knobs.items():
+        if values[knob] != only:
+            raise UserError(
+                f"config.{knob} = {values[knob]!r} of {config.name}: in {family} it is {only!r}, and only a run with "
+                "that can be exported"
+            )
     rules = [*kind.embedding, *kind.layer]
     theirs = give(rules, {rule.ours: np.asarray(sharding.fetch(own[rule.ours])) for rule in rules})
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from vlp_jax.types import UserError
 # What `config.init_model` takes from that run. Masking stays this run's own: fine-tuning sees whole clips.
 _TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", "model.")
 # Nor what that run itself started from.
-_OWN = ("model.masking.", "model.text.init_from")
+_OWN = ("model.masking.", "model.text.init_from", "model.vision.init_from")
 _BEGINNING = 2**20  # bytes of a table that tell it from others
 
 

@@ -125,18 +125,22 @@ def train(
         history = inherit.trained_on(config)
         with sharding.use_mesh(mesh):
             state = run.create()
-            if config.init_from or config.model.text.init_from:
-                params, taken = (
-                    inherit.parameters(config, state.params, answer_file)
-                    if config.init_from
-                    else importing.text(config, state.params)
-                )
+            starts = {}
+            if config.init_from:
+                params, taken = inherit.parameters(config, state.params, answer_file)
+                starts = {"": taken}
+            else:
+                params, starts = importing.towers(config, state.params)
+            if starts:
                 state = dataclasses.replace(
                     state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)
                 )
-                say(str(taken))
+                for taken in starts.values():
+                    say(str(taken))
+                # Of published weights, by the tower that they are of.
+                listed = {name: taken.to_json() for name, taken in starts.items()}
                 if first:
-                    write_atomically(workdir / workdir_lib.INIT, json.dumps(taken.to_json(), indent=1).encode())
+                    write_atomically(workdir / workdir_lib.INIT, json.dumps(listed.get("", listed), indent=1).encode())
         say(progress_lib.parameter_overview(run.abstract.params))
         say(optimizer.trained_summary(config, run.abstract.params))
     say(

@@ -22,7 +22,7 @@ _CHOICES = {
     "input.positives": ("clip", "caption"),
     "model.vision.attention": ("frame", "joint"),
     "model.vision.pool": ("cls", "mean"),
-    "model.vision.positions": ("sincos", "relative"),
+    "model.vision.positions": ("sincos", "learned", "relative"),
     "model.vision.time_positions": ("none", "sincos", "learned"),
     "model.similarity": ("clip", "frames"),
     "input.ablate": ("", "video", "text", "order"),
@@ -46,6 +46,8 @@ _RANGES = {
     "model.decoder.share": (0, False, 1, True),
     "model.text.mask_ratio": (0, False, 1, False),
     "model.text.norm_epsilon": (0, False, 1, False),
+    "model.vision.norm_epsilon": (0, False, 1, False),
+    "model.vision.layer_scale": (0, True, None, True),
     "seed": (0, True, None, True),
     "model.temperature": (0.001, True, 0.5, True),
     "model.selection.noise": (0, True, None, True),
@@ -257,10 +259,18 @@ def _validate_model(c):
             f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
             "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
         )
-    if m.text.init_from and c.init_from:
+    for tower in ("text", "vision"):
+        if m[tower].init_from and c.init_from:
+            raise UserError(
+                f"config.model.{tower}.init_from = {m[tower].init_from!r} with config.init_from = {c.init_from!r}: "
+                f"that run's {tower} encoder is trained already; leave config.model.{tower}.init_from empty, or "
+                "config.init_from"
+            )
+    if m.vision.init_from and m.vision.tubelet > 1:
         raise UserError(
-            f"config.model.text.init_from = {m.text.init_from!r} with config.init_from = {c.init_from!r}: that run's "
-            "text encoder is trained already; leave config.model.text.init_from empty, or config.init_from"
+            f"config.model.vision.init_from = {m.vision.init_from!r} with config.model.vision.tubelet = "
+            f"{m.vision.tubelet}: image encoders have patches of one frame, and inflating them is not built; set "
+            "model.vision.tubelet=1"
         )
     micro = c.batch_size // c.accumulate_steps
     if c.loss.vtm_group == 1 or (c.loss.vtm_group and micro % c.loss.vtm_group):

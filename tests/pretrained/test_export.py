@@ -32,7 +32,7 @@ def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, fa
     there = json.loads((tmp_path / "out" / "config.json").read_text())
     assert there["model_type"] == family and there["vocab_size"] == 64
     other, fresh = create({**POST, "model.text.init_from": str(tmp_path / "out")}, seed=1)
-    after, report = importing.text(other, fresh)
+    after, report = importing.tower("text", other, fresh)
     before = {name.removeprefix("recipe/"): x for name, x in checkpoint.by_path(params).items()}
     for name, value in checkpoint.by_path(after).items():
         if name.startswith("text/"):
@@ -42,8 +42,8 @@ def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, fa
 
 def test_norms_before_the_blocks_other_epsilons_and_models_without_text_are_refused(create, tmp_path):
     for changes, family, words in (
-        ({}, "bert", "norm = 'pre' .*: bert has its norms after"),
-        ({**POST, "model.text.norm_epsilon": 1e-5}, "distilbert", "norm_epsilon = 1e-05: distilbert has 1e-12"),
+        ({}, "bert", "norm = 'pre' .*: in bert it is 'post'"),
+        ({**POST, "model.text.norm_epsilon": 1e-5}, "distilbert", "norm_epsilon = 1e-05 .*: in distilbert it is 1e-12"),
         ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0}, "bert", "has no text encoder"),
     ):
         with pytest.raises(UserError, match=words):

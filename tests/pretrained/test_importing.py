@@ -29,7 +29,7 @@ def create(tiny_config, fake_tokenizer):
 def load(create, source, changes=None):
     config, params = create({"model.text.init_from": str(source), **(changes or {})})
     before = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items()}
-    new, report = importing.text(config, params)
+    new, report = importing.tower("text", config, params)
     return before, {name: np.asarray(x) for name, x in checkpoint.by_path(new).items()}, report
 
 

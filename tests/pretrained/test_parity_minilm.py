@@ -67,7 +67,7 @@ def test_sentence_embedding_parity_of_a_trained_model():
     config = config_lib.update(config_lib.defaults(), changes)
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Tower(config, tokenizer.vocab_size, nnx.Rngs(0)))
-    params, report = importing.text(config, params)
+    params, report = importing.tower("text", config, params)
     assert {t.how for t in report.taken.values()} == {"loaded", "resized"}
     ours = mean_pooled(jax.jit(lambda p: nnx.merge(graph, p).text(ids, mask))(params), mask)
 

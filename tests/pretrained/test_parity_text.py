@@ -92,7 +92,7 @@ def ours(family, size, folder, dtype=jnp.float32):
     )
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Towers(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    params, report = importing.text(config, params)
+    params, report = importing.tower("text", config, params)
     return nnx.merge(graph, params), report
 
 
@@ -194,6 +194,8 @@ def test_parity_of_what_is_exported(family, tmp_path):
     got = np.asarray(jax.jit(lambda p: nnx.merge(graph, p).text(ids, mask))(params))
     assert error(got[mask], expected[mask]) < 1e-5
     # And comes back as it went.
-    again, _ = importing.text(config_lib.update(config, {"model.text.init_from": str(tmp_path / "out")}), params)
+    again, _ = importing.tower(
+        "text", config_lib.update(config, {"model.text.init_from": str(tmp_path / "out")}), params
+    )
     for name, value in checkpoint.by_path(again).items():
         np.testing.assert_array_equal(value, checkpoint.by_path(params)[name])

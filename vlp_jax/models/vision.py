@@ -70,23 +70,41 @@ class Block(nnx.Module):
     Args:
       place: `pre` | `post`, where the norms stand, see `layers.residual`.
       epsilon: of the norms.
+      scale: what a learned factor of each sublayer's output starts from (CaiT's layer scale, as in BEiT); 0 for none.
     """
 
     def __init__(
-        self, width, heads, mlp_ratio, *, place: str = "pre", epsilon: float = 1e-6, kernel: str, dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        place: str = "pre",
+        epsilon: float = 1e-6,
+        scale: float = 0.0,
+        kernel: str,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         self.place = place
+        factor = lambda: nnx.Param(jnp.full((width,), scale), out_sharding=("embed",)) if scale else None
+        self.scale_attention: Any = factor()
+        self.scale_mlp: Any = factor()
         self.norm_attention = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
         self.norm_mlp = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mlp = layers.Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxSxD, bias=None):
-        x = layers.residual(x_BxSxD, self.norm_attention, lambda x: self.attention(x, bias), self.place)
-        return self.feed_forward(x)
+        attend = lambda x: _scaled(self.scale_attention, self.attention(x, bias))
+        return self.feed_forward(layers.residual(x_BxSxD, self.norm_attention, attend, self.place))
 
     def feed_forward(self, x):
-        return layers.residual(x, self.norm_mlp, self.mlp, self.place)
+        return layers.residual(x, self.norm_mlp, lambda x: _scaled(self.scale_mlp, self.mlp(x)), self.place)
+
+
+def _scaled(factor, x):
+    return x if factor is None else x * factor[...].astype(x.dtype)
 
 
 def sequences(x_BxTxSxD, mode: str):
@@ -105,13 +123,15 @@ class VideoBlock(Block):
         network trained on images begins unchanged (VindLU, arXiv 2212.05051, and its code); images skip it.
     """
 
-    def __init__(self, width, heads, mlp_ratio, *, side: int, temporal: bool, kernel: str, dtype, rngs: nnx.Rngs):
-        super().__init__(width, heads, mlp_ratio, kernel=kernel, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, width, heads, mlp_ratio, *, side: int, temporal: bool, epsilon, scale, kernel: str, dtype, rngs: nnx.Rngs
+    ):
+        super().__init__(width, heads, mlp_ratio, epsilon=epsilon, scale=scale, kernel=kernel, dtype=dtype, rngs=rngs)
         self.side = side
         self.relative: Any = (
             nnx.Param(jnp.zeros(((2 * side - 1) ** 2 + 3, heads)), out_sharding=(None, "heads")) if side else None
         )
-        self.norm_time: Any = layers.norm(width, dtype=dtype, rngs=rngs) if temporal else None
+        self.norm_time: Any = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if temporal else None
         self.time_attention: Any = (
             attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs) if temporal else None
         )
@@ -134,6 +154,7 @@ class VideoBlock(Block):
         q, k, v = self.attention.project(self.norm_attention(x))
         bias = self._bias(patches)
         mixed = self.attention.out(attention.attend(q, k, v, bias, kernel=self.attention.kernel))
+        mixed = _scaled(self.scale_attention, mixed)
         q, k = (z.reshape(b, t, s, *z.shape[-2:]) for z in (q, k))
         if bias is not None:  # what it adds to the row of the CLS, for each frame or for all alike
             bias = bias[:, :, 0].reshape((b, t, -1, s) if len(bias) > 1 else (1, 1, -1, s))
@@ -193,18 +214,25 @@ class VideoEncoder(nnx.Module):
         slots, count = grid(config)
         self.trained_slots = v.time_slots or slots
         self.side = round(count**0.5)
-        self.relative, self.time_kind = v.positions == "relative", v.time_positions
+        self.positions, self.time_kind = v.positions, v.time_positions
+        normal = lambda: jax.random.normal(rngs.params(), (1 + count, v.width)) * 0.02
+        self.space: Any = nnx.Param(normal(), out_sharding=(None, "embed")) if v.positions == "learned" else None
         # From zeros, as in Frozen in Time: a run that starts from images begins where they ended.
         learned = v.time_positions == "learned"
         self.time: Any = nnx.Param(jnp.zeros((slots, v.width)), out_sharding=(None, "embed")) if learned else None
-        extras = {"side": self.side if self.relative else 0, "temporal": v.temporal_attention}
+        extras: dict[str, Any] = {
+            "side": self.side if v.positions == "relative" else 0,
+            "temporal": v.temporal_attention,
+            "epsilon": v.norm_epsilon,
+            "scale": v.layer_scale,
+        }
 
         def make(r):
             kernel = config.model.attention_kernel
             return VideoBlock(v.width, v.heads, v.mlp_ratio, **extras, kernel=kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, v.layers, rngs)
-        self.norm = layers.norm(v.width, dtype=dtype, rngs=rngs)
+        self.norm = layers.norm(v.width, epsilon=v.norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, video_BxFxHxWx3, visible_BxTxK=None) -> EncodedVideo:
         """Encodes uint8 clips.
@@ -227,10 +255,12 @@ class VideoEncoder(nnx.Module):
         # Looked up for each slot, not for each patch: learned ones get their gradient from far fewer rows.
         time_BxTxD = self._time_positions(slots)[kept[:, :, 0] // count]
         positions = time_BxTxD[:, :, None]
-        if not self.relative:
-            positions = positions + jnp.asarray(layers.space_positions(self.side, self.cls.shape[0]))[kept % count]
-        x = x + positions.astype(self.dtype)
         cls = self.cls[...] + time_BxTxD
+        if self.positions == "sincos":
+            positions = positions + jnp.asarray(layers.space_positions(self.side, self.cls.shape[0]))[kept % count]
+        elif self.positions == "learned":
+            positions, cls = positions + self.space[...][1 + kept % count], cls + self.space[...][0]
+        x = x + positions.astype(self.dtype)
         x = constrain_batch(jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2))
 
         graph, params = nnx.split(self.blocks)

@@ -1,8 +1,8 @@
 """BERT (arXiv 1810.04805) as transformers stores it, MiniLM's and others of its form included, and as Google's own
 weights are named there (gamma and beta)."""
 
+from vlp_jax.pretrained.family import TextFamily
 from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, SAME, Rule, Transform, positions
-from vlp_jax.pretrained.text_family import TextFamily
 
 
 def _layer(part: str, *theirs: str, how: Transform = SAME) -> Rule:
@@ -68,5 +68,6 @@ FAMILY = TextFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+    knobs={"model.text.norm": "post"},
     others={"architectures": ["BertModel"], "type_vocab_size": 2, "pad_token_id": 0},
 )

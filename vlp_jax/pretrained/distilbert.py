@@ -1,7 +1,7 @@
 """DistilBERT (arXiv 1910.01108) as transformers stores it: BERT without token types."""
 
+from vlp_jax.pretrained.family import TextFamily
 from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, SAME, Rule, Transform, positions
-from vlp_jax.pretrained.text_family import TextFamily
 
 
 def _layer(part: str, *theirs: str, how: Transform = SAME) -> Rule:
@@ -51,6 +51,6 @@ FAMILY = TextFamily(
     hidden="hidden_dim",
     layers="n_layers",
     fixed={"activation": "gelu"},
-    epsilon=1e-12,
+    knobs={"model.text.norm": "post", "model.text.norm_epsilon": 1e-12},
     others={"architectures": ["DistilBertModel"], "pad_token_id": 0},
 )

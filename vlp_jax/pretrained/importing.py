@@ -1,61 +1,111 @@
-"""Published weights into a new run's parameters: `config.model.text.init_from`."""
+"""Published weights into a new run's parameters: `config.model.text.init_from` and `config.model.vision.init_from`."""
 
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from vlp_jax import checkpoint
-from vlp_jax.pretrained import bert, distilbert, roberta, weights
-from vlp_jax.pretrained.text_family import TextFamily
+from vlp_jax.pretrained import beit, bert, distilbert, roberta, vit, weights
+from vlp_jax.pretrained.family import Family
 from vlp_jax.types import UserError
 from vlp_jax.warm_start import RECIPE, Report
 
 TEXT = {module.FAMILY.model_type: module.FAMILY for module in (bert, roberta, distilbert)}
+VISION = {module.FAMILY.model_type: module.FAMILY for module in (vit, beit)}
+_KNOWN: dict[str, dict[str, Any]] = {"text": TEXT, "vision": VISION}
 
 
-def text(config: Any, params: Any) -> tuple[Any, Report]:
-    """`params` with the text tower of `config.model.text.init_from`, and a report of what was done.
+def towers(config: Any, params: Any) -> tuple[Any, dict[str, Report]]:
+    """`params` with the towers whose `init_from` is set, and of each a report of what was done; as `tower`."""
+    reports = {}
+    for name in _KNOWN:
+        if config.model[name].init_from:
+            params, reports[name] = tower(name, config, params)
+    return params, reports
+
+
+def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
+    """`params` with the tower of `config.model.NAME.init_from`, and a report of what was done.
 
     Args:
+      name: `text` | `vision`.
       params: the new run's parameters, placed on the mesh; the recipe's alone, or those of a task around it.
 
     Raises:
       UserError: nothing is there, it is of no family that is known, or it does not fit.
     """
-    source = config.model.text.init_from
-    tensors, theirs = weights.open_weights(source)
-    family = _family(tensors, theirs, source)
-    family.check_config(config, theirs, source)
+    source = config.model[name].init_from
     here = checkpoint.by_path(params)
-    shapes = {name.removeprefix(RECIPE): leaf.shape for name, leaf in here.items()}
+    shapes = {path.removeprefix(RECIPE): leaf.shape for path, leaf in here.items()}
+    if not any(path.startswith(f"{name}/") for path in shapes):
+        raise UserError(
+            f"config.model.{name}.init_from = {source!r}, but {config.name} has no {name} encoder: every weight of the "
+            f"loss that needs one is 0; leave config.model.{name}.init_from empty"
+        )
+    tensors, theirs = weights.open_weights(source)
+    family = _family(_KNOWN[name], name, tensors, theirs, source)
+    family.check_config(config, theirs, source)
     values, report = family.load(config, shapes, tensors, source)
+    said = f"{source} ({family.model_type})"
+    if name == "vision":
+        said += _fold_normalisation(values, source)
     new = {
-        name: _place(values[name.removeprefix(RECIPE)], leaf) if name.removeprefix(RECIPE) in values else leaf
-        for name, leaf in here.items()
+        path: _place(values[path.removeprefix(RECIPE)], leaf) if path.removeprefix(RECIPE) in values else leaf
+        for path, leaf in here.items()
     }
-    report = dataclasses.replace(report, source=f"{source} ({family.model_type})")
+    report = dataclasses.replace(report, source=said)
     return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
+
+
+def _fold_normalisation(values: dict[str, np.ndarray], source: str) -> str:
+    """Lets the patch embedding take pixels of mean and deviation 0.5, as ours are, where the model was trained on
+    others (preprocessor_config.json); an affine map of its inputs goes into its weights exactly. Returns a note."""
+    file = pathlib.Path(source) / "preprocessor_config.json"
+    if not file.is_file():
+        return ""
+    try:
+        found = json.loads(file.read_bytes())
+        mean, deviation = (np.asarray(found.get(key, [0.5] * 3), np.float64) for key in ("image_mean", "image_std"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); fetch it anew") from error
+    if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
+        raise UserError(f"{file}: image_mean {mean} and image_std {deviation}: expected three numbers, the latter > 0")
+    if (mean == 0.5).all() and (deviation == 0.5).all():
+        return ""
+    kernel = values["vision/embed/kernel"].reshape(-1, 3, values["vision/embed/bias"].shape[0]).astype(np.float64)
+    shift = ((0.5 - mean) / deviation)[:, None]
+    values["vision/embed/bias"] = values["vision/embed/bias"] + (kernel * shift).sum((0, 1))
+    values["vision/embed/kernel"] = (kernel * (0.5 / deviation)[:, None]).reshape(values["vision/embed/kernel"].shape)
+    return f", its pixels' mean {mean.tolist()} and deviation {deviation.tolist()} folded into the patch embedding"
 
 
 def _place(value: np.ndarray, leaf: jax.Array) -> jax.Array:
     return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
 
-def _family(tensors: weights.Tensors, theirs: dict[str, Any], source: str) -> TextFamily:
+def _family(
+    families: dict[str, Family], name: str, tensors: weights.Tensors, theirs: dict[str, Any], source: str
+) -> Family:
     """By config.json, or by names where there is none."""
-    known = ", ".join(TEXT)
+    known = ", ".join(families)
     if theirs:
         kind = theirs.get("model_type")
-        if kind not in TEXT:
-            raise UserError(f"{source} is a model of model_type {kind!r}; a text tower can start from {known}")
-        return TEXT[kind]
-    for family in TEXT.values():
-        first = family.layer[0].theirs[0].format(i=0)
-        if first in map(family.rename, tensors.names()):
+        if kind not in families:
+            raise UserError(f"{source} is a model of model_type {kind!r}; a {name} tower can start from {known}")
+        return families[str(kind)]
+    names = set(tensors.names())
+    for family in families.values():
+        # One name of a layer that no other family has would do; a file with a tensor missing is still recognised.
+        own = family.names_of_layer(0)
+        others = {x for other in families.values() if other is not family for x in other.names_of_layer(0)}
+        there = set(map(family.rename, names))
+        if any(x in there for x in own if x not in others) or (not set(own) - others and set(own) <= there):
             return family
     raise UserError(
-        f"{source} has no config.json, and its names, such as {', '.join(sorted(tensors.names())[:3])}, are of no text "
-        f"encoder that is known; expected one of {known}"
+        f"{source} has no config.json, and its names, such as {', '.join(sorted(names)[:3])}, are of no {name} encoder "
+        f"that is known; expected one of {known}"
     )

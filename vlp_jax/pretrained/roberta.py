@@ -2,8 +2,8 @@
 type."""
 
 from vlp_jax.pretrained import bert
+from vlp_jax.pretrained.family import TextFamily
 from vlp_jax.pretrained.rules import LINEAR, Rule, positions
-from vlp_jax.pretrained.text_family import TextFamily
 
 FAMILY = TextFamily(
     model_type="roberta",
@@ -32,5 +32,6 @@ FAMILY = TextFamily(
     hidden=bert.FAMILY.hidden,
     layers=bert.FAMILY.layers,
     fixed=bert.FAMILY.fixed,
+    knobs={"model.text.norm": "post"},
     others={"architectures": ["RobertaModel"], "type_vocab_size": 1, "pad_token_id": 1},
 )

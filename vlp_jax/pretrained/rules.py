@@ -41,6 +41,24 @@ QKV = Transform(
 QKV_BIAS = Transform(
     lambda x, shape: np.stack([b.reshape(shape[1:]) for b in x]), lambda x: [x[i].reshape(-1) for i in range(3)]
 )
+# BEiT's, whose keys have no bias: softmax would not see it.
+QV_BIAS = Transform(
+    lambda x, shape: np.stack([x[0].reshape(shape[1:]), np.zeros(shape[1:], x[0].dtype), x[1].reshape(shape[1:])]),
+    lambda x: [x[0].reshape(-1), x[2].reshape(-1)],
+)
+# A convolution over patches of one frame: theirs `[D, 3, side, side]`, ours `[side side 3, D]`.
+PATCHES = Transform(
+    lambda x, shape: x[0].transpose(2, 3, 1, 0).reshape(-1, x[0].shape[0]),
+    lambda x: [x.reshape(_side(x), _side(x), 3, x.shape[-1]).transpose(3, 2, 0, 1)],
+)
+VECTOR = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x.reshape(1, 1, -1)])  # theirs `[1, 1, D]`
+GRID = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x[None]])  # theirs `[1, 1 + N, D]`
+
+
+def _side(kernel: np.ndarray) -> int:
+    return round((kernel.shape[0] / 3) ** 0.5)
+
+
 # The map out of the heads: theirs `[D, A Dh]`, ours `[A, Dh, D]`.
 OUT = Transform(lambda x, shape: x[0].T.reshape(shape), lambda x: [x.reshape(-1, x.shape[-1]).T])
 

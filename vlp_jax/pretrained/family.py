@@ -1,14 +1,15 @@
-"""A published text encoder as our text tower: its first layers encode the words, the next ones become the fusion.
+"""A published family of encoders as one of our towers: which rules hold, what must agree, and what was taken.
 
-As in ALBEF and Singularity: of BERT's 12 layers the first 9 are the text encoder's, the last 3 the fusion's, whose
-cross-attention starts at random. A file with no layers beyond the text encoder's leaves the fusion as it was.
+A text encoder's first layers encode the words, its next ones become the fusion, as in ALBEF and Singularity: of BERT's
+12 layers the first 9 are the text encoder's, the last 3 the fusion's, whose cross-attention starts at random. A file
+with no layers beyond the text encoder's leaves the fusion as it was. An image encoder sees each frame by itself.
 """
 
 import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,41 +21,40 @@ from vlp_jax.types import UserError
 from vlp_jax.warm_start import Report, Taken
 
 _IN_FUSION = {"text/": "fusion/", "norm_attention/": "norm_self/", "/attention/": "/self_attention/"}
-# What no text encoder has: parameters of ours that stay as they were created.
-_CREATED = (r"fusion/blocks/(cross_attention|norm_cross)/.*",)
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFamily:
+class Family:
     """How one family names and shapes its tensors.
 
     Attributes:
       model_type: of its config.json.
       prefixes: what its names may begin with, by the class that was saved.
-      embedding, layer, head: rules of the embeddings, of one layer `{i}` and of the masked-language head.
+      embedding, layer: rules of what comes before the layers (and after them), and of one layer `{i}`.
       ignored: regular expressions of names that it has and we have no use for.
       sizes: key of its config.json -> our knob, which must have that value.
       hidden, layers: its keys of the MLP's width and of the number of layers.
       fixed: key of its config.json -> the one value that our code computes.
-      epsilon: of its norms, where its config.json does not say.
-      vocabulary, positions: its keys of the numbers of pieces and of positions.
-      others: what its config.json holds besides, for a text encoder alone.
+      knobs: our knob -> the value that it must have, whatever config.json says.
+      others: what a config.json that we write holds besides.
+      tower: our part, `text` or `vision`, of the parameters and of config.model.
+      scope: our modules that it may fill.
     """
 
     model_type: str
     prefixes: tuple[str, ...]
     embedding: tuple[Rule, ...]
     layer: tuple[Rule, ...]
-    head: tuple[Rule, ...]
     ignored: tuple[str, ...]
     sizes: Mapping[str, str]
     hidden: str
     layers: str
     fixed: Mapping[str, Any]
-    epsilon: float | None = None
-    vocabulary: str = "vocab_size"
-    positions: str = "max_position_embeddings"
+    knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    tower: ClassVar[str]
+    scope: ClassVar[tuple[str, ...]]
 
     def rename(self, name: str) -> str:
         """A name in a file as the rules write it."""
@@ -69,16 +69,11 @@ class TextFamily:
           ours: our parameters.
           names: those of the file, renamed.
         """
-        t, fusion = config.model.text, config.model.fusion.layers
-        wanted = [*self.embedding, *self.layer]
-        if any(name in names for name in self._names_of_layer(t.layers)):
-            wanted += rules_lib.moved(self.layer, _IN_FUSION, t.layers)
-        if any(rule.theirs[0] in names for rule in self.head):
-            wanted += self.head
-        return [rule for rule in wanted if rule.ours in ours and (fusion or not rule.ours.startswith("fusion/"))]
+        return [rule for rule in (*self.embedding, *self.layer) if rule.ours in ours]
 
-    def _names_of_layer(self, number: int) -> list[str]:
-        return [name.format(i=number) for rule in self.layer for name in rule.theirs]
+    def spare(self) -> set[str]:
+        """Names, beside those of layers, that a file may have and our model not."""
+        return set()
 
     def check_config(self, config: Any, theirs: Mapping[str, Any], source: str) -> None:
         """Refuses a model of another shape, by the config.json beside the weights.
@@ -93,24 +88,23 @@ class TextFamily:
                 raise UserError(
                     f"{source}: {key} = {theirs[key]!r} in config.json, of which only {only!r} is supported"
                 )
-        values = config_lib.leaves(config)
-        expected = {knob: theirs[key] for key, knob in self.sizes.items() if key in theirs}
-        expected["model.text.norm"] = "post"
-        if self.epsilon is not None:
-            expected["model.text.norm_epsilon"] = self.epsilon
+        values, own = config_lib.leaves(config), f"model.{self.tower}"
+        expected = {knob: theirs[key] for key, knob in self.sizes.items() if key in theirs} | dict(self.knobs)
         if self.hidden in theirs:
-            width = expected.get("model.text.width", config.model.text.width)
-            expected["model.text.mlp_ratio"] = theirs[self.hidden] / width
+            width = expected.get(f"{own}.width", values[f"{own}.width"])
+            expected[f"{own}.mlp_ratio"] = theirs[self.hidden] / width
         differ = {knob: value for knob, value in expected.items() if not _equal(values[knob], value)}
         if differ:
             flags = " ".join(f"--config.{knob}={value}" for knob, value in differ.items())
             have = ", ".join(f"{knob} = {values[knob]}" for knob in differ)
             raise UserError(f"{source} is of another shape than the model ({have}): set {flags}")
-        count = theirs.get(self.layers)
-        if count is not None and count < config.model.text.layers:
+        self.check_layers(theirs.get(self.layers), values[f"{own}.layers"], source)
+
+    def check_layers(self, there: int | None, here: int, source: str) -> None:
+        """Refuses another number of layers; None where it is not known."""
+        if there is not None and there != here:
             raise UserError(
-                f"{source} has {count} layers, config.model.text.layers = {config.model.text.layers}: set it to "
-                f"{count} or less; what is beyond it becomes the fusion's"
+                f"{source} has {there} layers, config.model.{self.tower}.layers = {here}: set it to {there}"
             )
 
     def load(
@@ -127,11 +121,6 @@ class TextFamily:
         Raises:
           UserError: a tensor that is missing, of another shape or type, or that nothing is known about.
         """
-        if "text/embedding" not in params:
-            raise UserError(
-                f"config.model.text.init_from = {source!r}, but {config.name} has no text encoder: every weight of the "
-                "loss that reads text is 0; leave it empty, or set one of config.loss.vtc, vtm and mlm"
-            )
         there = {self.rename(name): name for name in tensors.names()}
         rules = self.rules(config, list(params), set(there))
         try:
@@ -139,12 +128,11 @@ class TextFamily:
         except UserError as error:
             raise UserError(
                 f"{source} does not fit this model: {error}. Where it is the vocabulary that differs, set "
-                "config.input.tokenizer to that model's vocab.txt; compare config.model.text and "
-                "config.input.max_text_tokens with that model; or fetch the file anew"
+                f"config.input.tokenizer to that model's vocab.txt; compare config.model.{self.tower} and config.input "
+                "with that model; or fetch the file anew"
             ) from error
         used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
-        depth = self._depth(there)
-        beyond = {name for i in range(depth) for name in self._names_of_layer(i)} | {r.theirs[0] for r in self.head}
+        beyond = {name for i in range(self._depth(there)) for name in self.names_of_layer(i)} | self.spare()
         odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.ignored, x)]
         if odd:
             shown = ", ".join(sorted(odd)[:5])
@@ -162,27 +150,27 @@ class TextFamily:
             origin = " + ".join(name.replace("{i}", "*") for name in rule.theirs)
             taken[rule.ours] = Taken(how, origin, shape, first if how == "resized" else shape)
         for name, shape in params.items():
-            if name.startswith(("text/", "fusion/", "word_head/")) and name not in taken:
-                taken[name] = Taken("created", "", shape)
-                why[name] = "no text encoder has it" if rules_lib.matches(_CREATED, name) else "is not there"
+            if name.startswith(self.scope) and name not in taken:
+                taken[name], why[name] = Taken("created", "", shape), "is not there"
         left = {name: tensors.describe(there[name])[0] for name in there if name not in used}
         return values, Report(source, None, taken, left, why)
 
+    def names_of_layer(self, number: int) -> list[str]:
+        """Names of all tensors of one layer."""
+        return [name.format(i=number) for rule in self.layer for name in rule.theirs]
+
     def config_of(self, config: Any, theirs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The config.json of our text encoder.
+        """The config.json of our tower.
 
         Args:
           theirs: its tensors, by the family's names.
         """
-        values, t = config_lib.leaves(config), config.model.text
-        words, table = (theirs[rule.theirs[0]] for rule in self.embedding[:2])
+        values, own = config_lib.leaves(config), config.model[self.tower]
         return {
             "model_type": self.model_type,
             **{key: values[knob] for key, knob in self.sizes.items()},
-            self.hidden: int(t.width * t.mlp_ratio),
-            self.layers: t.layers,
-            self.vocabulary: len(words),
-            self.positions: len(table),
+            self.hidden: int(own.width * own.mlp_ratio),
+            self.layers: own.layers,
             **self.fixed,
             **self.others,
         }
@@ -190,6 +178,58 @@ class TextFamily:
     def _depth(self, names: Mapping[str, str]) -> int:
         pattern = re.escape(self.layer[0].theirs[0]).replace(re.escape("{i}"), r"(\d+)")
         return 1 + max((int(m[1]) for name in names if (m := re.fullmatch(pattern, name))), default=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFamily(Family):
+    """A text encoder.
+
+    Attributes:
+      head: rules of the masked-language head.
+      vocabulary, positions: its keys of the numbers of pieces and of positions.
+    """
+
+    head: tuple[Rule, ...] = ()
+    vocabulary: str = "vocab_size"
+    positions: str = "max_position_embeddings"
+
+    tower = "text"
+    scope = ("text/", "fusion/", "word_head/")
+
+    def rules(self, config: Any, ours: Sequence[str], names: set[str]) -> list[Rule]:
+        """As `Family`: the layers that the text encoder leaves are the fusion's, where the file has them."""
+        depth = config.model.text.layers
+        wanted = [*self.embedding, *self.layer]
+        if any(name in names for name in self.names_of_layer(depth)):
+            wanted += rules_lib.moved(self.layer, _IN_FUSION, depth)
+        if any(rule.theirs[0] in names for rule in self.head):
+            wanted += self.head
+        return [rule for rule in wanted if rule.ours in ours]
+
+    def spare(self) -> set[str]:
+        """The head's names."""
+        return {name for rule in self.head for name in rule.theirs}
+
+    def check_layers(self, there: int | None, here: int, source: str) -> None:
+        """As `Family`; there may be more."""
+        if there is not None and there < here:
+            raise UserError(
+                f"{source} has {there} layers, config.model.text.layers = {here}: set it to {there} or less; what is "
+                "beyond it becomes the fusion's"
+            )
+
+    def config_of(self, config: Any, theirs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """As `Family`, with the sizes of both tables."""
+        words, table = (theirs[rule.theirs[0]] for rule in self.embedding[:2])
+        return super().config_of(config, theirs) | {self.vocabulary: len(words), self.positions: len(table)}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionFamily(Family):
+    """An image encoder, which sees each frame by itself."""
+
+    tower = "vision"
+    scope = ("vision/",)
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

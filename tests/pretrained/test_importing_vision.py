@@ -1,0 +1,142 @@
+"""Image encoders of ViT's and BEiT's form into a new run's parameters."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from vlp_jax import checkpoint, sharding, state, validation
+from vlp_jax.pretrained import importing
+from vlp_jax.pretrained.rules import give
+from vlp_jax.types import UserError
+
+FORMS = {
+    "vit": {"model.vision.positions": "learned"},
+    "beit": {"model.vision.positions": "relative", "model.vision.layer_scale": 0.1},
+}
+THEIRS = {
+    "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 3, "patch_size": 8,
+    "image_size": 24, "layer_norm_eps": 1e-6, "hidden_act": "gelu", "use_relative_position_bias": True,
+    "use_shared_relative_position_bias": False, "use_absolute_position_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def create(tiny_config, fake_tokenizer):
+    def build(changes, seed=0):
+        config = tiny_config({**changes, "seed": seed})
+        mesh = sharding.make_mesh(config, jax.devices()[:1])
+        with sharding.use_mesh(mesh):
+            return config, state.setup(config, fake_tokenizer, mesh, 10).create().params
+
+    return build
+
+
+@pytest.fixture
+def written(create, tmp_path):
+    """`written(family)` is a folder with the weights of a random encoder, and these as ours."""
+
+    def build(family, **changes):
+        _, params = create(FORMS[family])
+        rng = np.random.Generator(np.random.Philox(1))
+        ours = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items() if name.startswith("vision/")}
+        ours = {name: x + rng.normal(size=x.shape).astype(np.float32) for name, x in ours.items()}
+        if family == "beit":  # its keys have no bias
+            ours["vision/blocks/attention/qkv/bias"][:, 1] = 0
+        kind = importing.VISION[family]
+        folder = tmp_path / family
+        folder.mkdir()
+        more = {"layer_scale_init_value": 0.1} if family == "beit" else {}
+        (folder / "config.json").write_text(json.dumps({"model_type": family, **THEIRS, **more, **changes}))
+        theirs = give([*kind.embedding, *kind.layer], ours)
+        safetensors_numpy.save_file(theirs, folder / "model.safetensors")
+        return folder, ours
+
+    return build
+
+
+@pytest.mark.parametrize("family", list(FORMS))
+def test_each_parameter_of_the_encoder_is_taken_and_no_other(create, written, family):
+    folder, ours = written(family)
+    config, params = create({**FORMS[family], "model.vision.init_from": str(folder)}, seed=5)
+    new, reports = importing.towers(config, params)
+    before, after = (checkpoint.by_path(x) for x in (params, new))
+    for name, value in after.items():
+        fresh = family == "beit" and name.startswith("vision/norm/")
+        expected = ours[name] if name.startswith("vision/") and not fresh else before[name]
+        np.testing.assert_array_equal(value, expected)
+    assert f"({family})" in str(reports["vision"]) and list(reports) == ["vision"]
+
+
+def test_both_towers_start_at_once(create, written, tmp_path):
+    from tests.pretrained import made
+
+    folder, ours = written("beit")
+    text_ours, theirs = made.weights_of("bert", 3)
+    text = made.folder(tmp_path / "bert", "bert", theirs)
+    post = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12, "model.text.init_from": str(text)}
+    config, params = create({**FORMS["beit"], **post, "model.vision.init_from": str(folder)}, seed=5)
+    new, reports = importing.towers(config, params)
+    after = checkpoint.by_path(new)
+    np.testing.assert_array_equal(after["vision/cls"], ours["vision/cls"])
+    np.testing.assert_array_equal(after["text/embedding"], text_ours["text/embedding"])
+    assert set(reports) == {"text", "vision"}
+
+
+def test_the_family_is_known_by_its_names_where_there_is_no_config(create, written):
+    for family in FORMS:
+        folder, _ = written(family)
+        (folder / "config.json").unlink()
+        config, params = create({**FORMS[family], "model.vision.init_from": str(folder)}, seed=5)
+        _, reports = importing.towers(config, params)
+        assert f"({family})" in str(reports["vision"])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("vit", {"patch_size": 4}, r"patch_size = 8.*set --config.model.vision.patch_size=4"),
+        ("vit", {"image_size": 48}, r"set --config.input.image_size=48"),
+        ("vit", {"num_hidden_layers": 12}, r"has 12 layers, config.model.vision.layers = 3: set it to 12"),
+        ("beit", {"use_shared_relative_position_bias": True}, r"use_shared_relative_position_bias = True"),
+        ("beit", {"layer_scale_init_value": 1e-5}, r"set --config.model.vision.layer_scale=1e-05"),
+        ("vit", {"model_type": "swin"}, r"model_type 'swin'; a vision tower can start from vit, beit"),
+    ],
+)
+def test_an_encoder_of_another_shape_stops_with_the_flags_that_mend_it(create, written, family, changes, words):
+    folder, _ = written(family, **changes)
+    config, params = create({**FORMS[family], "model.vision.init_from": str(folder)})
+    with pytest.raises(UserError, match=words):
+        importing.towers(config, params)
+
+
+def test_another_grid_stops_with_both_shapes(create, written):
+    folder, _ = written("vit")
+    (folder / "config.json").unlink()
+    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder), "input.image_size": 32})
+    with pytest.raises(UserError, match=r"position_embeddings is \[1, 10, 16\], vision/space needs \[1, 17, 16\]"):
+        importing.towers(config, params)
+
+
+def test_pixels_of_another_mean_are_folded_into_the_patches(create, written):
+    folder, ours = written("vit")
+    mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
+    numbers = {"image_mean": mean.tolist(), "image_std": deviation.tolist()}
+    (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
+    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
+    after = checkpoint.by_path(importing.towers(config, params)[0])
+    pixels = np.random.Generator(np.random.Philox(0)).random((5, 64, 3))
+    expected = ((pixels - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + ours["vision/embed/bias"]
+    got = (2 * pixels - 1).reshape(5, -1) @ after["vision/embed/kernel"] + after["vision/embed/bias"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_encoder_and_tubelets_are_refused_before_anything_is_made(tiny_config):
+    for changes, words in (
+        ({"init_from": "run"}, r"vision.init_from = 'vit' with config.init_from = 'run'"),
+        ({"model.vision.tubelet": 3, "model.selection.frames": 0}, r"config.model.vision.tubelet = 3: image encoders"),
+    ):
+        with pytest.raises(UserError, match=words):
+            validation.validate(tiny_config({"model.vision.init_from": "vit", **changes}))

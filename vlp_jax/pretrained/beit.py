@@ -1,0 +1,39 @@
+"""BEiT (arXiv 2106.08254) as transformers stores it: layer scale, a relative position bias in each layer, keys without
+a bias; where it pools, it normalises the mean of the patches, and not the tokens, so that our last norm starts anew."""
+
+from vlp_jax.pretrained import vit
+from vlp_jax.pretrained.family import VisionFamily
+from vlp_jax.pretrained.rules import QV_BIAS
+
+FAMILY = VisionFamily(
+    model_type="beit",
+    prefixes=("beit.",),
+    embedding=vit.EMBEDDING,
+    layer=(
+        *vit.LAYER,
+        vit.layer_rule(
+            "attention/qkv/bias", "attention.attention.query.bias", "attention.attention.value.bias", how=QV_BIAS
+        ),
+        vit.layer_rule("relative", "attention.attention.relative_position_bias.relative_position_bias_table"),
+        vit.layer_rule("scale_attention", "lambda_1"),
+        vit.layer_rule("scale_mlp", "lambda_2"),
+    ),
+    ignored=(
+        r"embeddings\.mask_token",
+        r"encoder\.layer\.\d+\.attention\.attention\.relative_position_bias\.relative_position_index",
+        r"pooler\..*",
+        r"classifier\..*",
+        r"layernorm\..*",
+        r"lm_head\..*",
+    ),
+    sizes={**vit.SIZES, "layer_scale_init_value": "model.vision.layer_scale"},
+    hidden="intermediate_size",
+    layers="num_hidden_layers",
+    fixed={
+        "hidden_act": "gelu",
+        "use_relative_position_bias": True,
+        "use_shared_relative_position_bias": False,
+        "use_absolute_position_embeddings": False,
+    },
+    knobs={"model.vision.positions": "relative"},
+)
