@@ -44,6 +44,10 @@ class TextEncoder(nnx.Module):
         return self.norm(constrain_batch(x))
 
 
+def _as_it_is(x):
+    return x
+
+
 def final_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
     """The norm after a stack of text blocks; what post-norm blocks give is normalised already.
 
@@ -51,7 +55,7 @@ def final_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
       t: `config.model.text`.
     """
     if t.norm == "post":
-        return lambda x: x
+        return _as_it_is
     return layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
 
 

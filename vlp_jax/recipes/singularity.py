@@ -9,7 +9,8 @@ test, frames are concatenated before fusion, or their scores are averaged, maxim
 From the code, too: the layers over time have a table of positions that starts from zero, are skipped for one frame, and
 what is contrasted are the frames before them, unless `model.temporal.embed` is set (`update_pooler_embed` there).
 
-Different here: the layers over time and the text tower are pre-norm; no layer scale, no dropout; contrast is over the
+Different here: the layers over time are pre-norm, and by default the text tower is, too, and the encoder has no layer
+scale (`model.text.norm=post` and `model.vision.layer_scale` are BERT's and BEiT's); no dropout; contrast is over the
 global batch, and so are hard negatives unless `loss.vtm_group` is set (the code's are each GPU's own); a pair, and in
 late ensembles a frame, is scored by the difference of VTM's two logits, not by the second; with `model.temporal.embed`
 the mean over the patches is contrasted, not the CLS token; the last LayerNorm comes before that mean, not after it; the

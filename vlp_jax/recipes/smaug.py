@@ -7,7 +7,7 @@ pruning inside, select frames, fuse.
 Inferred, as the paper has no public code: the objectives VTC + VTM with hard negatives + MLM and the split into text
 and fusion layers follow Singularity, on which it most likely stands; pruning is EViT's CLS-attention keep; the
 selector's form, every ratio, rate and weight are options of the config (configs/smaug.py says which of their values
-were measured, and on what). Towers are pre-norm ViT and BERT-like stacks.
+were measured, and on what). Towers are by default pre-norm ViT and BERT-like stacks.
 """
 
 import dataclasses

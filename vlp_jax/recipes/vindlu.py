@@ -6,8 +6,9 @@ its last 3 with cross-attention to all frames; VTC as the mean over the frames o
 MLM of half of the words; images and videos in batches of one kind that alternate, videos with 4 frames; 12 frames in
 fine-tuning.
 
-Different here: the text tower is pre-norm; no layer scale, no dropout and no stochastic depth; hard negatives come from
-the global batch unless `loss.vtm_group` is set (the code's are each GPU's own); a pair is scored by the difference of
+Different here: by default the text tower is pre-norm and the encoder has no layer scale (`model.text.norm=post` and
+`model.vision.layer_scale` are BERT's and BEiT's); no dropout and no stochastic depth; hard negatives come from the
+global batch unless `loss.vtm_group` is set (the code's are each GPU's own); a pair is scored by the difference of
 VTM's two logits, not by the second; the table of positions is interpolated for fewer frames, not cut.
 """
 
