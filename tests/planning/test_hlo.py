@@ -115,6 +115,64 @@ def test_what_starts_with_its_operands_in_a_tuple_counts_as_the_plain_operation(
     assert [[c.bytes for c in p.collectives()] for p in programs] == [[sent] if sent else []] * 2
 
 
+CHAIN = """HloModule jit_step, is_scheduled=true
+
+%start (a: f32[8], x: f32[100]) -> (f32[100], f32[32], u32[]) {
+  %a = f32[8]{0} parameter(0)
+  %x = f32[100]{0} parameter(1)
+  %y = f32[100]{0} negate(%x)
+  %g = f32[32]{0} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="5"}
+  ROOT %t = (f32[100]{0}, f32[32]{0}, u32[]) custom-call(%y, %g), custom_call_target="AsyncCollectiveStart"
+}
+
+%middle (a: f32[8], b: f32[32], x: f32[100]) -> (f32[100], f32[32]) {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[32]{0} parameter(1)
+  %x = f32[100]{0} parameter(2)
+  %y = f32[100]{0} negate(%x)
+  %g = f32[32]{0} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="5"}
+  ROOT %t = (f32[100]{0}, f32[32]{0}) tuple(%y, %g)
+}
+
+%body (s: (s32[], f32[8], f32[32], f32[100])) -> (s32[], f32[8], f32[32], f32[100]) {
+  %s = (s32[], f32[8]{0}, f32[32]{0}, f32[100]{0}) parameter(0)
+  %n = s32[] get-tuple-element(%s), index=0
+  %a = f32[8]{0} get-tuple-element(%s), index=1
+  %b = f32[32]{0} get-tuple-element(%s), index=2
+  %x = f32[100]{0} get-tuple-element(%s), index=3
+  %f = (f32[100]{0}, f32[32]{0}) fusion(%a, %b, %x), output_to_operand_aliasing={{1}: (1, {})}, calls=%middle
+  %y = f32[100]{0} get-tuple-element(%f), index=0
+  %c = f32[32]{0} get-tuple-element(%f), index=1
+  ROOT %r = (s32[], f32[8]{0}, f32[32]{0}, f32[100]{0}) tuple(%n, %a, %c, %y)
+}
+
+%condition (s: (s32[], f32[8], f32[32], f32[100])) -> pred[] {
+  %s = (s32[], f32[8]{0}, f32[32]{0}, f32[100]{0}) parameter(0)
+  ROOT %p = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8], x: f32[100]) -> f32[32] {
+  %a = f32[8]{0} parameter(0)
+  %x = f32[100]{0} parameter(1)
+  %f = (f32[100]{0}, f32[32]{0}, u32[]) fusion(%a, %x), kind=kOutput, calls=%start
+  %y = f32[100]{0} get-tuple-element(%f), index=0
+  %b = f32[32]{0} get-tuple-element(%f), index=1
+  %n = s32[] constant(0)
+  %t = (s32[], f32[8]{0}, f32[32]{0}, f32[100]{0}) tuple(%n, %a, %b, %y)
+  %w = (s32[], f32[8]{0}, f32[32]{0}, f32[100]{0}) while(%t), condition=%condition, body=%body, TRIPS
+  ROOT %z = f32[32]{0} get-tuple-element(%w), index=2
+}
+"""
+
+
+def test_a_collective_that_passes_through_several_fusions_is_one():
+    text = CHAIN.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"7"}}')
+    (one,) = hlo.Program(text, {"data": 4}).collectives()
+    assert (one.kind, one.bytes, one.times) == ("all-gather", 32 * 4, 1)
+    # Where it starts: its part, the input and its negative, what is gathered; in each of 7 steps the first three.
+    assert hlo.Program(text, {"data": 4}).memory_traffic() == ((8 + 200 + 32 + 1) + 7 * (8 + 200)) * 4
+
+
 def test_elements_of_a_tuples_shape():
     assert hlo.elements("(f32[1,2]{1,0:T(8,128)}, (s32[], u8[3]))") == ["f32[1,2]{1,0:T(8,128)}", "(s32[], u8[3])"]
 

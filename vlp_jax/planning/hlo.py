@@ -103,9 +103,22 @@ class Program:
             raise ValueError(f"no program: {text[:80]!r}")
 
     def collectives(self) -> list[Collective]:
-        """All collectives that really join devices, those with the most traffic first."""
-        found = [self._collective(step) for step in self._walk() if _kind(step.instruction.opcode)]
-        return sorted((c for c in found if c.size > 1), key=lambda c: -c.traffic)
+        """All collectives that really join devices, those with the most traffic first.
+
+        On TPUs one that runs beside arithmetic stands in each fusion that it passes through, from the one that starts
+        it to the one that waits for it, all with one chain_id: it is counted once, as often as the rarest of them runs.
+        """
+        found: list[Collective] = []
+        chains: dict[str, Collective] = {}
+        for step in self._walk():
+            if not _kind(step.instruction.opcode):
+                continue
+            one, chain = self._collective(step), _chain(step.instruction)
+            if not chain:
+                found.append(one)
+            elif chain not in chains or one.times < chains[chain].times:
+                chains[chain] = one
+        return sorted((c for c in (*found, *chains.values()) if c.size > 1), key=lambda c: -c.traffic)
 
     def memory_traffic(self) -> int:
         """Bytes that each device reads from and writes to its memory; on TPUs what stays on the chip does not count.
@@ -160,7 +173,13 @@ class Program:
             return 2 * array_bytes(own[i.operands[1]].shape, in_memory=True)
         read = [array_bytes(own[name].shape, in_memory=True) for name in i.operands if name in own]
         written = array_bytes(_result(i), in_memory=True)
-        if inner:
+        if inner and any(map(_chain, self._computations[inner[0]])):
+            # What a collective is on its way with is handed from fusion to fusion in place.
+            parts = elements(i.shape)
+            for part, operand in re.findall(r"\{(\d+)\}: \((\d+), \{\}", _aliases(i)):
+                written -= array_bytes(parts[int(part)], in_memory=True)
+                read[int(operand)] = 0
+        elif inner:
             body = self._computations[inner[0]]
             parameters = {int(p.rest.partition(")")[0]): p for p in body if p.opcode == "parameter"}
             for number in range(len(read)):
@@ -222,6 +241,21 @@ def _is_free(opcode: str) -> bool:
     """Whether an operation touches no memory, or is the rest of one that was counted where it started."""
     rest = opcode.endswith(("-done", "-update")) and not opcode.startswith("dynamic")
     return opcode in _FREE or rest
+
+
+def _chain(i: Instruction) -> str:
+    """What a TPU's collective has in common in all fusions that it passes through; '' where it is in one place."""
+    found = re.search(r'chain_id="(\w+)"', i.rest) if _kind(i.opcode) else None
+    return found[1] if found else ""
+
+
+def _aliases(i: Instruction) -> str:
+    """Which parts of a fusion's result are its operands, as written; ''."""
+    start = i.rest.find("output_to_operand_aliasing=")
+    if start < 0:
+        return ""
+    start = i.rest.index("{", start)
+    return i.rest[start : _closing(i.rest.replace("{", "(").replace("}", ")"), start) + 1]
 
 
 def _parse(line: str) -> Instruction:
