@@ -166,8 +166,8 @@ class Loop:
     dtype: Any = None
 
     def gathered(self, params):
-        """The parameters of a stack, or of a segment of it, for its computation: once for both passes, where layer by
-        layer the TPU compiler gathers four times as much, and in `dtype` they are small beside the optimiser's state.
+        """The parameters of a stack, or of a segment of it, for its computation: once for both passes, which sends them
+        once, where layer by layer each pass would; in `dtype` they are small beside the optimiser's state.
         """
         return sharding.gathered(params, self.rules, self.dtype, stacks=True)
 
