@@ -83,19 +83,15 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--task={FLAGS.task}: expected one of {', '.join(TASKS)}")
     if FLAGS.clips < 1:
         raise UserError(f"--clips={FLAGS.clips}: expected 1 or more")
-    step = FLAGS.checkpoint
-    if step not in (None, "best") and not step.isdecimal():
-        raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
+    step, best = launch.chosen_checkpoint(FLAGS.checkpoint)
     say = launch.join_processes()
     if FLAGS.task == "reconstruction" and jax.process_count() > 1:
         raise UserError(
             f"--task=reconstruction draws a few clips in one process, this job has {jax.process_count()}: run it "
             "alone, with --distributed=off"
         )
-    best = step == "best"
-    number = None if best or step is None else int(step)
-    with launch.open_workdir(FLAGS.workdir, say, only="evaluation/", step=number) as (workdir, _):
-        evaluate(workdir, number, best)
+    with launch.open_workdir(FLAGS.workdir, say, only="evaluation/", step=step) as (workdir, _):
+        evaluate(workdir, step, best)
 
 
 def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:

@@ -8,7 +8,6 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 from absl import flags
 from safetensors import numpy as safetensors_numpy
 
@@ -29,14 +28,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
     if FLAGS.family not in importing.TEXT:
         raise UserError(f"--family={FLAGS.family}: expected one of {', '.join(importing.TEXT)}")
-    step = FLAGS.checkpoint
-    if step not in (None, "best") and not step.isdecimal():
-        raise UserError(f"--checkpoint={step}: expected a step, such as 500, or best")
+    step, best = launch.chosen_checkpoint(FLAGS.checkpoint)
     workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: something is there already; name a new folder")
-    best = step == "best"
-    run = launch.open_run(workdir, None if best or step is None else int(step), best=best)
+    run = launch.open_run(workdir, step, best=best)
     text(run.config, run.params, FLAGS.family, out)
     name = WordPiece.file_name
     if (workdir / name).is_file():
@@ -65,7 +61,7 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
                 "that can be exported"
             )
     rules = [*kind.embedding, *kind.layer]
-    theirs = give(rules, {rule.ours: np.asarray(sharding.fetch(own[rule.ours])) for rule in rules})
+    theirs = give(rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules})
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(kind.config_of(config, theirs), indent=1).encode())
     safetensors_numpy.save_file(theirs, out / "model.safetensors", metadata={"format": "pt"})

@@ -253,6 +253,13 @@ class Run:
     metadata: dict[str, Any]
 
 
+def chosen_checkpoint(text: str | None) -> tuple[int | None, bool]:
+    """What --checkpoint names: `(step, False)`, `(None, True)` for best, `(None, False)` for the newest where None."""
+    if text not in (None, "best") and not text.isdecimal():
+        raise UserError(f"--checkpoint={text}: expected a step, such as 500, or best")
+    return (None, text == "best") if text in (None, "best") else (int(text), False)
+
+
 def open_run(workdir: pathlib.Path, step: int | None = None, *, best: bool = False, ensemble: str | None = None) -> Run:
     """Restores the parameters that evaluation uses, replicated over this machine's devices, by the checkpoint's config.
 

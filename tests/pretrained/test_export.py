@@ -2,26 +2,14 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from vlp_jax import checkpoint, export, sharding, state
+from vlp_jax import checkpoint, export
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
 
 POST = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12}
-
-
-@pytest.fixture
-def create(tiny_config, fake_tokenizer):
-    def build(changes, seed=0):
-        config = tiny_config({**changes, "seed": seed})
-        mesh = sharding.make_mesh(config, jax.devices()[:1])
-        with sharding.use_mesh(mesh):
-            return config, state.setup(config, fake_tokenizer, mesh, 10).create().params
-
-    return build
 
 
 @pytest.mark.parametrize("family", list(importing.TEXT))

@@ -1,12 +1,11 @@
 """Text encoders of BERT's form into a new run's parameters: what is taken, created and left out, and what stops."""
 
-import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests.pretrained import made
-from vlp_jax import checkpoint, sharding, state
+from vlp_jax import checkpoint
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
 
@@ -14,16 +13,9 @@ POST = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12}
 
 
 @pytest.fixture
-def create(tiny_config, fake_tokenizer):
-    """`(config, params)` of a new run, whose text encoder is of BERT's form."""
-
-    def build(changes=None):
-        config = tiny_config({**POST, **(changes or {})})
-        mesh = sharding.make_mesh(config, jax.devices()[:1])
-        with sharding.use_mesh(mesh):
-            return config, state.setup(config, fake_tokenizer, mesh, 10).create().params
-
-    return build
+def create(create):
+    """As the fixture of all, of a run whose text encoder is of BERT's form."""
+    return lambda changes: create({**POST, **changes})
 
 
 def load(create, source, changes=None):

@@ -2,12 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint, sharding, state, validation
+from vlp_jax import checkpoint, validation
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
@@ -21,17 +20,6 @@ THEIRS = {
     "image_size": 24, "layer_norm_eps": 1e-6, "hidden_act": "gelu", "use_relative_position_bias": True,
     "use_shared_relative_position_bias": False, "use_absolute_position_embeddings": False,
 }  # fmt: skip
-
-
-@pytest.fixture
-def create(tiny_config, fake_tokenizer):
-    def build(changes, seed=0):
-        config = tiny_config({**changes, "seed": seed})
-        mesh = sharding.make_mesh(config, jax.devices()[:1])
-        with sharding.use_mesh(mesh):
-            return config, state.setup(config, fake_tokenizer, mesh, 10).create().params
-
-    return build
 
 
 @pytest.fixture

@@ -2,13 +2,9 @@
 weights are named there (gamma and beta)."""
 
 from vlp_jax.pretrained.family import TextFamily
-from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, SAME, Rule, Transform, positions
+from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, Rule, layer_rules, positions
 
-
-def _layer(part: str, *theirs: str, how: Transform = SAME) -> Rule:
-    names = tuple(f"encoder.layer.{{i}}.{name}" for name in theirs)
-    return Rule(f"text/blocks/{part}", names, how)
-
+_layer = layer_rules("text", "encoder.layer")
 
 LAYER = (
     _layer(

@@ -1,12 +1,9 @@
 """DistilBERT (arXiv 1910.01108) as transformers stores it: BERT without token types."""
 
 from vlp_jax.pretrained.family import TextFamily
-from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, SAME, Rule, Transform, positions
+from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, Rule, layer_rules, positions
 
-
-def _layer(part: str, *theirs: str, how: Transform = SAME) -> Rule:
-    return Rule(f"text/blocks/{part}", tuple(f"transformer.layer.{{i}}.{name}" for name in theirs), how)
-
+_layer = layer_rules("text", "transformer.layer")
 
 FAMILY = TextFamily(
     model_type="distilbert",

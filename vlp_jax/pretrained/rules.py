@@ -109,6 +109,20 @@ class Rule:
         return shape[1:] if "{i}" in self.theirs[0] else shape
 
 
+def layer_rules(tower: str, stack: str) -> Callable[..., Rule]:
+    """Makes rules of one layer: `(part of our block, *their names, how=)`.
+
+    Args:
+      tower: ours, `text` or `vision`.
+      stack: what precedes the number of a layer in their names, `encoder.layer`.
+    """
+
+    def rule(part: str, *theirs: str, how: Transform = SAME) -> Rule:
+        return Rule(f"{tower}/blocks/{part}", tuple(f"{stack}.{{i}}.{name}" for name in theirs), how)
+
+    return rule
+
+
 def moved(rules: Sequence[Rule], changes: Mapping[str, str], first: int) -> list[Rule]:
     """The rules of a stack of layers for another one of ours: parts of its paths renamed, from another layer on."""
     out = []

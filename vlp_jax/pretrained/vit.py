@@ -1,13 +1,9 @@
 """ViT (arXiv 2010.11929) as transformers stores it, DeiT's and DINO's of that form included."""
 
 from vlp_jax.pretrained.family import VisionFamily
-from vlp_jax.pretrained.rules import GRID, LINEAR, OUT, PATCHES, QKV, QKV_BIAS, SAME, VECTOR, Rule, Transform
+from vlp_jax.pretrained.rules import GRID, LINEAR, OUT, PATCHES, QKV, QKV_BIAS, VECTOR, Rule, layer_rules
 
-
-def layer_rule(part: str, *theirs: str, how: Transform = SAME) -> Rule:
-    """A rule of one layer, named as in ViT and BEiT."""
-    return Rule(f"vision/blocks/{part}", tuple(f"encoder.layer.{{i}}.{name}" for name in theirs), how)
-
+layer_rule = layer_rules("vision", "encoder.layer")
 
 # What ViT and BEiT have in common.
 EMBEDDING = (
