@@ -341,8 +341,8 @@ def _validate_evaluation(c):
             "validation_split" + (f", such as {held_out!r}" if parts and e.validation_split != held_out else "")
         )
     for name, own in config_lib.training_inputs(c).items():
-        same = os.path.realpath(own.path) == os.path.realpath(c.input.path)
-        if not same or not splits.may_meet(c.input.kind, own.split, e.validation_split):
+        elsewhere = os.path.realpath(own.path) != os.path.realpath(c.input.path)
+        if elsewhere or not splits.may_meet(c.input.kind, own.split, e.validation_split):
             continue
         key, whole = f"mixture.{name}" if name else "input", splits.parse(own.split)[0]
         fix = "set another validation_split"

@@ -76,9 +76,9 @@ class Towers(nnx.Module):
         return -(taken * mask).sum() / mask.sum()
 
 
-def ours(family, size, folder, dtype=jnp.float32):
+def settings(size, folder=""):
     width, heads, depth, _, length = SIZES[size]
-    config = config_lib.update(
+    return config_lib.update(
         config_lib.defaults(),
         {
             "model.text.init_from": str(folder),
@@ -90,6 +90,10 @@ def ours(family, size, folder, dtype=jnp.float32):
             "input.max_text_tokens": length,
         },
     )
+
+
+def ours(family, size, folder, dtype=jnp.float32):
+    config = settings(size, folder)
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Towers(config, dtype=dtype, rngs=nnx.Rngs(0)))
     params, report = importing.tower("text", config, params)
@@ -170,18 +174,7 @@ def test_text_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
 @pytest.mark.parametrize("family", list(importing.TEXT))
 def test_parity_of_what_is_exported(family, tmp_path):
     ids, mask, _ = batch("small")
-    width, heads, depth, _, length = SIZES["small"]
-    config = config_lib.update(
-        config_lib.defaults(),
-        {
-            "model.text.width": width,
-            "model.text.heads": heads,
-            "model.text.layers": depth,
-            "model.text.norm": "post",
-            "model.text.norm_epsilon": 1e-12,
-            "input.max_text_tokens": length,
-        },
-    )
+    config = settings("small")
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Towers(config, dtype=jnp.float32, rngs=nnx.Rngs(3)))
     rng = np.random.Generator(np.random.Philox(3))
