@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from vlp_jax import processes
 from vlp_jax.text import encodable
 from vlp_jax.types import UserError
 
@@ -111,6 +112,7 @@ def finish(directory: pathlib.Path, out: pathlib.Path, settings_file: str, conte
 
 def run_command(action: Callable[[], str]) -> int:
     """Prints the line that `action` returns; returns the exit status, 2 for a user's error and 130 after Ctrl-C."""
+    processes.heed_interrupts()
     # SIGTERM as an exception, so that a partial directory is removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

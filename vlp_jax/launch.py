@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from vlp_jax import checkpoint, distributed, meshes, sharding, validation
+from vlp_jax import checkpoint, distributed, meshes, processes, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import mirror as mirror_lib
 from vlp_jax import state as state_lib
@@ -91,6 +91,7 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries log every file they open
+        processes.heed_interrupts()
         try:
             main(argv)
         except (UserError, OSError) as error:

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -37,6 +38,22 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if received:
             signal.raise_signal(signal.SIGINT)
+
+
+def heed_interrupts() -> None:
+    """Sends a Ctrl-C again that Python dropped: in a callback of its garbage collector an exception cannot go up."""
+    report = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs", /) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            report(dropped)
+            return
+        # Later and from another thread: raised in here it would be dropped as well.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
 
 
 class Pool(concurrent.futures.ProcessPoolExecutor):

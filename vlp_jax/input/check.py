@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import config as config_lib
-from vlp_jax import validation
+from vlp_jax import processes, validation
 from vlp_jax.input import scan, sources
 from vlp_jax.input.ledger import kind_of
 from vlp_jax.input.mixture import open_mixture
@@ -327,6 +327,7 @@ def main(argv: list[str]) -> int:
 
 def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
+    processes.heed_interrupts()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be UTF-8
     try:
         status = main(sys.argv[1:])
