@@ -23,7 +23,7 @@ MODEL: dict[str, Any] = {
     "recipe": "vindlu",
     "model.vision.positions": "relative",
     "model.vision.time_positions": "learned",
-    "model.vision.temporal_attention": True,
+    "model.vision.temporal_attention": "zero_init",
     "model.vision.pool": "mean",
     "model.similarity": "frames",
 }

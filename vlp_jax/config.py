@@ -125,8 +125,12 @@ def defaults() -> ml_collections.ConfigDict:
     v.mlp_ratio = 4.0  # hidden width of the MLP over D
     v.attention = "frame"  # frame (tokens see their own frame) | joint (tokens see the whole clip)
     v.pool = "cls"  # cls | mean: what of each frame becomes the clip's embedding
-    # sincos (fixed, added to the patches) | learned (a table over CLS and patches, added: ViT) | relative (BEiT's
-    # learned bias in every attention inside a frame)
+    v.cls = True  # a CLS token in each temporal slot; VideoMAE has none
+    v.activation = "gelu"  # gelu (exact) | quick_gelu (CLIP): of the MLPs
+    v.norm_embedding = False  # a norm before the first block (CLIP)
+    # sincos (fixed, added to the patches) | learned (a table over CLS and patches, added: ViT, MAE) | relative (BEiT's
+    # learned bias in every attention inside a frame) | sequence (fixed, over the patches of the whole clip in one row:
+    # VideoMAE; longer clips go on, and there are no time_positions)
     v.positions = "sincos"
     v.layer_scale = 0.0  # what a learned factor of each sublayer's output starts from (BEiT: 0.1); 0 for none
     v.norm_epsilon = 1e-6  # of the encoder's norms; BEiT's and ViT's of transformers are 1e-12
@@ -137,7 +141,9 @@ def defaults() -> ml_collections.ConfigDict:
     v.time_positions = "sincos"
     # sincos: slots of the clips that the table is made for; others interpolate it. 0: as many as input.frames has.
     v.time_slots = 0
-    v.temporal_attention = False  # attention over time at each location in every block, from zero (VindLU)
+    # none | zero_init (after each block, from zero: VindLU) | divided (before it, with one CLS for all frames:
+    # TimeSformer): attention over time at each location.
+    v.temporal_attention = "none"
 
     m.temporal = q = ml_collections.ConfigDict()
     q.layers = 0  # blocks over time at each location, after the video encoder (Singularity-temporal has 2)
@@ -164,6 +170,14 @@ def defaults() -> ml_collections.ConfigDict:
     d.source = "before_pruning"  # before_pruning | survivors: which tokens the pixels are decoded from
     d.share = 1.0  # share of the hidden patches that is decoded, (0, 1]; below 1 is VideoMAE V2's dual masking
     d.attention = "frame"  # frame | joint
+    d.cls = False  # the CLS of each slot is among what the decoder sees (MAE)
+    # sincos (fixed) | learned (a table over CLS and patches, and fixed ones over time: MAE's file has it) | sequence
+    # (VideoMAE's, as model.vision.positions)
+    d.positions = "sincos"
+    d.norm_epsilon = 1e-6  # of the decoder's norms
+    d.target = "patch"  # patch | channel: pixels normalised over a patch (MAE) or over each colour of it (VideoMAE)
+    # True: the decoder, too, comes from model.vision.init_from (ViT-MAE, VideoMAE); False: it starts random.
+    d.from_file = False
 
     m.text = t = ml_collections.ConfigDict()
     t.width = 768
@@ -175,6 +189,10 @@ def defaults() -> ml_collections.ConfigDict:
     t.init_from = ""
     t.norm = "pre"  # pre | post (BERT and its like): where the norms of text, fusion and answer blocks stand
     t.norm_epsilon = 1e-6  # of these norms; BERT's is 1e-12
+    t.norm_embedding = True  # a norm of the word embeddings (BERT); CLIP has none
+    t.activation = "gelu"  # gelu (exact) | quick_gelu (CLIP): of the MLPs of text, fusion and answer blocks
+    t.causal = False  # words see those before them alone (CLIP)
+    t.pool = "cls"  # cls (the first piece) | last (CLIP's end of text): what of a text becomes its embedding
     t.mask_ratio = 0.5  # share of the pieces (or words) chosen for masked language modelling, (0, 1)
     t.whole_words = False  # choose words, and all pieces of a chosen word, instead of pieces one by one
     t.mask_policy = "80/10/10"  # 80/10/10 (BERT) | always (each chosen piece becomes [MASK])

@@ -22,7 +22,11 @@ _CHOICES = {
     "input.positives": ("clip", "caption"),
     "model.vision.attention": ("frame", "joint"),
     "model.vision.pool": ("cls", "mean"),
-    "model.vision.positions": ("sincos", "learned", "relative"),
+    "model.vision.positions": ("sincos", "learned", "relative", "sequence"),
+    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.vision.temporal_attention": ("none", "zero_init", "divided"),
+    "model.text.activation": ("gelu", "quick_gelu"),
+    "model.text.pool": ("cls", "last"),
     "model.vision.time_positions": ("none", "sincos", "learned"),
     "model.similarity": ("clip", "frames"),
     "input.ablate": ("", "video", "text", "order"),
@@ -32,6 +36,8 @@ _CHOICES = {
     "model.masking.kind": ("none", "random", "tube", "block", "frame"),
     "model.decoder.source": ("before_pruning", "survivors"),
     "model.decoder.attention": ("frame", "joint"),
+    "model.decoder.positions": ("sincos", "learned", "sequence"),
+    "model.decoder.target": ("patch", "channel"),
     "model.text.norm": ("pre", "post"),
     "model.text.mask_policy": ("80/10/10", "always"),
     "model.attention_kernel": ("xla", "cudnn"),
@@ -47,6 +53,7 @@ _RANGES = {
     "model.text.mask_ratio": (0, False, 1, False),
     "model.text.norm_epsilon": (0, False, 1, False),
     "model.vision.norm_epsilon": (0, False, 1, False),
+    "model.decoder.norm_epsilon": (0, False, 1, False),
     "model.vision.layer_scale": (0, True, None, True),
     "seed": (0, True, None, True),
     "model.temperature": (0.001, True, 0.5, True),
@@ -233,11 +240,24 @@ def _validate_model(c):
             "config.model.vision.positions = 'relative' with config.model.pruning.fused_token: a token fused of many "
             "patches has no place; set fused_token=False, or positions=sincos"
         )
-    if m.vision.temporal_attention and (m.masking.kind not in ("none", "tube") or m.pruning.layers):
+    over_time = m.vision.temporal_attention
+    if over_time == "divided" and m.vision.attention == "joint":
         raise UserError(
-            f"config.model.vision.temporal_attention with masking kind {m.masking.kind!r} and pruning layers "
-            f"{tuple(m.pruning.layers)}: attention over time needs the same patches in every frame; set masking.kind "
-            "to none or tube, and pruning.layers=()"
+            "config.model.vision.temporal_attention = 'divided' with config.model.vision.attention = 'joint': divided "
+            "attention sees a frame at a time; set attention=frame, or temporal_attention=none"
+        )
+    if over_time != "none" and (m.masking.kind not in ("none", "tube") or m.pruning.layers):
+        raise UserError(
+            f"config.model.vision.temporal_attention = {over_time!r} with masking kind {m.masking.kind!r} and pruning "
+            f"layers {tuple(m.pruning.layers)}: attention over time needs the same patches in every frame; set "
+            "masking.kind to none or tube, and pruning.layers=()"
+        )
+    _validate_tokens(m)
+    if m.decoder.from_file and not (m.vision.init_from and c.loss.mvm):
+        raise UserError(
+            f"config.model.decoder.from_file = True with config.model.vision.init_from = {m.vision.init_from!r} and "
+            f"config.loss.mvm = {c.loss.mvm}: expected a ViT-MAE or VideoMAE to start from, and a weight above 0 for "
+            "the decoder to exist; set these, or from_file=False"
         )
     if m.attention_kernel == "cudnn" and c.compute_dtype == "float32":
         raise UserError(
@@ -266,12 +286,6 @@ def _validate_model(c):
                 f"that run's {tower} encoder is trained already; leave config.model.{tower}.init_from empty, or "
                 "config.init_from"
             )
-    if m.vision.init_from and m.vision.tubelet > 1:
-        raise UserError(
-            f"config.model.vision.init_from = {m.vision.init_from!r} with config.model.vision.tubelet = "
-            f"{m.vision.tubelet}: image encoders have patches of one frame, and inflating them is not built; set "
-            "model.vision.tubelet=1"
-        )
     micro = c.batch_size // c.accumulate_steps
     if c.loss.vtm_group == 1 or (c.loss.vtm_group and micro % c.loss.vtm_group):
         raise UserError(
@@ -285,6 +299,34 @@ def _validate_model(c):
         )
     if c.task.kind == "pretrain" and not any(config_lib.loss_weights(c).values()):
         raise UserError("every weight in config.loss is 0: there is nothing to train")
+
+
+def _validate_tokens(m):
+    """What needs a CLS, and what stands for a clip or a text."""
+    v = m.vision
+    needs = {
+        f"config.model.pruning.layers = {tuple(m.pruning.layers)}": bool(m.pruning.layers),
+        "config.model.vision.pool = 'cls'": v.pool == "cls",
+        "config.model.vision.positions = 'relative'": v.positions == "relative",
+        "config.model.vision.temporal_attention = 'divided'": v.temporal_attention == "divided",
+        "config.model.decoder.cls = True": m.decoder.cls,
+    }
+    first = next((knob for knob, needed in needs.items() if needed), None)
+    if not v.cls and first:
+        raise UserError(
+            f"{first} with config.model.vision.cls = False: it needs the CLS of each slot; set vision.cls=True, or "
+            "pruning.layers=(), vision.pool=mean, and other vision.positions, vision.temporal_attention and decoder.cls"
+        )
+    if v.positions == "sequence" and v.time_positions != "none":
+        raise UserError(
+            f"config.model.vision.positions = 'sequence' with time_positions = {v.time_positions!r}: the former number "
+            "the patches of all frames; set time_positions=none"
+        )
+    if m.text.causal and m.text.pool == "cls":
+        raise UserError(
+            "config.model.text.causal = True with config.model.text.pool = 'cls': the first piece sees no other; set "
+            "text.pool=last"
+        )
 
 
 def _validate_task(c):

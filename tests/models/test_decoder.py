@@ -24,15 +24,15 @@ VISIBLE, HIDDEN = np.asarray(MASK.visible), np.asarray(MASK.hidden)
 @pytest.fixture(scope="module")
 def decode(tiny_config, build_module):
     @functools.cache
-    def make(attention):
-        config = config_lib.freeze(tiny_config({"model.decoder.attention": attention}))
+    def make(attention, changes):
+        config = config_lib.freeze(tiny_config({"model.decoder.attention": attention, **dict(changes)}))
         graph, params = nnx.split(build_module(decoder_lib.PixelDecoder, config, dtype=jnp.float32))
         return jax.jit(
             lambda tokens, visible, hidden: nnx.merge(graph, params)(tokens, visible, hidden, T, N),
         )
 
-    return lambda attention, tokens=TOKENS, visible=VISIBLE, hidden=HIDDEN: np.asarray(
-        make(attention)(tokens, visible, hidden)
+    return lambda attention, tokens=TOKENS, visible=VISIBLE, hidden=HIDDEN, **changes: np.asarray(
+        make(attention, tuple((name.replace("__", "."), x) for name, x in changes.items()))(tokens, visible, hidden)
     )
 
 
@@ -64,6 +64,23 @@ def test_only_joint_decoding_sees_other_frames_and_none_sees_other_clips(decode,
         np.testing.assert_array_equal(before[0, [0, 2]], after[0, [0, 2]])
     else:
         assert abs(before[0, [0, 2]] - after[0, [0, 2]]).max() > 1e-3
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_the_decoder_sees_the_cls_where_the_config_says_so(decode, uses):
+    with_cls = np.concatenate([np.ones((B, T, 1, D), np.float32), TOKENS], axis=2)
+    other = with_cls.copy()
+    other[:, :, 0] = -1
+    got = [decode("frame", tokens=x, model__decoder__cls=uses) for x in (with_cls, other)]
+    assert (abs(got[0] - got[1]).max() > 1e-4) == uses
+
+
+@pytest.mark.parametrize("positions", ["learned", "sequence"])
+def test_places_are_told_apart_by_any_positions(decode, positions):
+    got = decode("joint", model__decoder__positions=positions)
+    flat = got.reshape(B, -1, got.shape[-1])
+    apart = abs(flat[:, :, None] - flat[:, None]).max(-1) + np.eye(flat.shape[1])
+    assert apart.min() > 1e-4
 
 
 def test_joint_decoding_rebuilds_whole_hidden_frames(decode):

@@ -132,6 +132,7 @@ SCALE, BIAS = RNG.normal(size=(2, 16)).astype(np.float32)
 LEAN = {
     "norm": (lambda *args: layers._normalise(*args, 1e-6), plain_norm, (X, SCALE, BIAS)),
     "gelu": (layers.gelu, lambda x: jax.nn.gelu(x, approximate=False), (4 * X,)),
+    "quick_gelu": (layers.quick_gelu, lambda x: x * jax.nn.sigmoid(1.702 * x), (4 * X,)),
     "softmax": (lambda x: layers.softmax(x, jnp.float32), lambda x: jax.nn.softmax(x, axis=-1), (X,)),
 }
 

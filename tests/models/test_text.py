@@ -76,8 +76,35 @@ def test_an_invalid_row_without_any_token_stays_finite(encoder, texts):
     assert np.isfinite(run(params, ids, np.zeros(ids.shape, bool))).all()
 
 
+@pytest.fixture(scope="module")
+def causal(tiny_config, build_module):
+    changes = {"model.text.causal": True, "model.text.pool": "last", "model.text.norm_embedding": False}
+    module = build_module(text.TextEncoder, config_lib.freeze(tiny_config(changes)), 64, dtype=jnp.float32)
+    graph, params = nnx.split(module)
+    assert not any("norm_embedding" in path for path, _ in nnx.to_flat_state(params))
+    return params, jax.jit(lambda params, ids, mask: nnx.merge(graph, params)(ids, mask))
+
+
+def test_causal_words_see_those_before_them_alone(causal, texts):
+    params, run = causal
+    ids, mask = np.array(texts[0]), np.ones_like(texts[1])
+    other = ids.copy()
+    other[:, 3] = 50
+    moved = abs(np.asarray(run(params, ids, mask)) - np.asarray(run(params, other, mask))).max((0, 2)) > 1e-6
+    np.testing.assert_array_equal(moved, np.arange(ids.shape[1]) >= 3)
+
+
+def test_the_last_piece_stands_for_a_text_where_the_config_says_so(causal, texts):
+    words, mask = np.random.default_rng(0).normal(size=(*texts[0].shape, 4)), texts[1]
+    np.testing.assert_array_equal(text.pooled(words, mask, "cls"), words[:, 0].astype(np.float32))
+    expected = [row[np.flatnonzero(m)[-1]] for row, m in zip(words, mask)]
+    np.testing.assert_array_equal(text.pooled(words, mask, "last"), np.float32(expected))
+    assert text.pooled(words, np.zeros_like(mask), "last").shape == (len(words), 4)  # padding of a batch
+
+
 def test_word_head_is_affine_gelu_norm_and_the_tied_embedding(build_module):
-    head = build_module(text.WordHead, types.SimpleNamespace(width=8, norm_epsilon=1e-6), 20, dtype=jnp.float32)
+    sizes = types.SimpleNamespace(width=8, norm_epsilon=1e-6, activation="gelu")
+    head = build_module(text.WordHead, sizes, 20, dtype=jnp.float32)
     rng = np.random.default_rng(0)
     x, table = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=(20, 8)).astype(np.float32)
     head.bias[...] = jnp.asarray(rng.normal(size=20), jnp.float32)

@@ -16,7 +16,7 @@ from vlp_jax.models.temporal import TemporalEncoder
 
 B, T, SIDE, N = 2, 3, 3, 9
 RELATIVE = {"model.vision.positions": "relative"}
-OVER_TIME = {"model.vision.temporal_attention": True, "model.masking.kind": "none", "model.pruning.layers": ()}
+OVER_TIME = {"model.vision.temporal_attention": "zero_init", "model.masking.kind": "none", "model.pruning.layers": ()}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_cls_scores_are_the_attention_with_the_bias_in_it():
 
 def test_attention_over_time_begins_as_if_it_were_not_there(encoder, video):
     params, run = encoder(OVER_TIME)
-    plain, without = encoder({**OVER_TIME, "model.vision.temporal_attention": False})
+    plain, without = encoder({**OVER_TIME, "model.vision.temporal_attention": "none"})
     names = {path for path, _ in nnx.to_flat_state(plain)}
     shared = nnx.from_flat_state([(path, leaf) for path, leaf in nnx.to_flat_state(params) if path in names])
     np.testing.assert_allclose(run(params, video, None).tokens, without(shared, video, None).tokens, atol=1e-5)
@@ -167,6 +167,82 @@ def test_a_model_for_longer_clips_that_keeps_the_table_has_the_positions_of_the_
     np.testing.assert_array_equal(tuned._time_positions(12), build({})._time_positions(12))
     own = np.asarray(build({"input.frames": 12})._time_positions(12))
     assert abs(own - np.asarray(tuned._time_positions(12))).max() > 0.1
+
+
+# --- Divided attention ------------------------------------------------------------------------------------------------
+
+DIVIDED = {**OVER_TIME, "model.vision.temporal_attention": "divided"}
+
+
+def test_divided_attention_keeps_one_cls_for_the_clip_which_other_frames_reach(encoder, video):
+    params, run = encoder(DIVIDED)
+    tokens = np.asarray(run(params, video, None).tokens)
+    np.testing.assert_allclose(tokens[:, 1:, 0], np.repeat(tokens[:, :1, 0], T - 1, 1), atol=1e-6)
+    other = np.array(video)
+    other[:, 2] = 255 - other[:, 2]
+    moved = np.asarray(run(params, other, None).tokens) - tokens
+    assert abs(moved[:, :, 0]).max(-1).min() > 1e-4  # through the mean over the frames
+
+
+def test_divided_attention_over_time_starts_from_nothing_and_then_joins_the_frames_of_a_location(build_module):
+    # Without the CLS, which joins everything, a patch is reached by its own frame and its own location.
+    block = build_module(
+        vision.VideoBlock, 16, 2, 2.0, side=0, temporal="divided", activation="gelu", epsilon=1e-6, scale=0.0,
+        kernel="xla", dtype=jnp.float32,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, T, 1 + N, 16)), jnp.float32)
+    other = x.at[0, 1, 3].add(1.0)
+    reach = lambda: abs(np.asarray(block.encode(x, "frame") - block.encode(other, "frame"))[0, :, 1:]).max(-1) > 1e-6
+    frame = np.zeros((T, N), bool)
+    frame[1] = True
+    np.testing.assert_array_equal(reach(), frame)
+    block.time_out.kernel[...] = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
+    assert reach().all()  # the location over time, and from there each frame
+    one = block.encode(x[:, :1], "frame")
+    block.time_out.kernel[...] = jnp.zeros((16, 16))
+    np.testing.assert_array_equal(one, block.encode(x[:, :1], "frame"))  # an image has no time
+
+
+# --- Without a CLS ----------------------------------------------------------------------------------------------------
+
+BARE = {
+    "model.vision.cls": False, "model.vision.pool": "mean", "model.pruning.layers": (),
+    "model.vision.positions": "sequence", "model.vision.time_positions": "none", "model.vision.attention": "joint",
+}  # fmt: skip
+
+
+def test_without_a_cls_there_are_patches_alone_and_their_mean_stands_for_a_frame(encoder, video):
+    params, run = encoder(BARE)
+    assert not any("cls" in path for path, _ in nnx.to_flat_state(params))
+    got = run(params, video, None)
+    assert got.tokens.shape == got.early.shape == (B, T, N, 16)
+    for feature in (got.cls, got.pooled("mean"), got.pooled("cls")):
+        np.testing.assert_allclose(feature, got.tokens.mean(2), atol=1e-6)
+
+
+def test_positions_of_a_sequence_are_the_transformers_of_place_in_the_clip():
+    slots, count, width = 3, 4, 8
+    table = np.zeros((slots * count, width))
+    for place in range(slots * count):
+        for j in range(width):
+            angle = place / 10000 ** (2 * (j // 2) / width)
+            table[place, j] = np.cos(angle) if j % 2 else np.sin(angle)
+    np.testing.assert_allclose(
+        layers.sequence_positions(slots, count, width), table.reshape(slots, count, width), atol=1e-6
+    )
+
+
+def test_visible_patches_keep_the_positions_that_they_have_in_the_clip(encoder, video):
+    params, run = encoder(BARE)
+    every = np.asarray(masking.all_visible(B, T, N))
+    np.testing.assert_allclose(run(params, video, None).tokens, run(params, video, every).tokens, atol=1e-6)
+    order = np.random.default_rng(0).permuted(every, axis=2)
+    shuffled = run(params, video, order).tokens
+    back = np.argsort(order, axis=2)[..., None]
+    np.testing.assert_allclose(
+        np.take_along_axis(np.asarray(shuffled), back, 2), run(params, video, every).tokens, atol=1e-5
+    )
 
 
 # --- Layers over time after the encoder -------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ RECIPES = {
     "smaug, a row at a time": {"similarity_rows": 1},
     "groups": {"loss.vtm_group": 2},
     "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
-    "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": True},
+    "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": "zero_init"},
 }
 # The neighbours share nearly every part: one mesh that uses all axes is enough for them.
 CASES = [("smaug", mesh) for mesh in MESHES]

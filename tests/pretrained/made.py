@@ -8,6 +8,8 @@ from safetensors import numpy as safetensors_numpy
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 
+OF_BERTS_FORM = ("bert", "roberta", "distilbert")
+
 
 def shapes_of(layers, width=16, heads=2, hidden=32, vocabulary=64, length=6):
     """Shapes of our text parameters with so many layers; by default those of the tiny config."""
@@ -35,7 +37,7 @@ def weights_of(family, layers, seed=0, **sizes):
     rng = np.random.Generator(np.random.Philox(seed))
     ours = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes_of(layers, **sizes).items()}
     kind = importing.TEXT[family]
-    return ours, give([*kind.embedding, *kind.layer, *kind.head], ours)
+    return ours, give([*kind.embedding, *kind.layer, *kind.optional], ours)
 
 
 def bert(path, layers, **sizes):

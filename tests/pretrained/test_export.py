@@ -9,17 +9,22 @@ from vlp_jax import checkpoint, export
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
 
+CLIP = {
+    "model.text.norm_embedding": False, "model.text.causal": True, "model.text.pool": "last",
+    "model.text.activation": "quick_gelu",
+}  # fmt: skip
 POST = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12}
 
 
 @pytest.mark.parametrize("family", list(importing.TEXT))
 @pytest.mark.parametrize("task", [{}, {"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0}])
 def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, family, task):
-    config, params = create({**POST, **task})
+    form = CLIP if family == "clip" else POST
+    config, params = create({**form, **task})
     export.text(config, params, family, tmp_path / "out")
     there = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert there["model_type"] == family and there["vocab_size"] == 64
-    other, fresh = create({**POST, "model.text.init_from": str(tmp_path / "out")}, seed=1)
+    assert there["model_type"] == {"clip": "clip_text_model"}.get(family, family) and there["vocab_size"] == 64
+    other, fresh = create({**form, "model.text.init_from": str(tmp_path / "out")}, seed=1)
     after, report = importing.tower("text", other, fresh)
     before = {name.removeprefix("recipe/"): x for name, x in checkpoint.by_path(params).items()}
     for name, value in checkpoint.by_path(after).items():

@@ -11,14 +11,39 @@ from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
 
+DECODER = {"model.decoder.from_file": True, "loss.mvm": 1.0}
 FORMS = {
     "vit": {"model.vision.positions": "learned"},
     "beit": {"model.vision.positions": "relative", "model.vision.layer_scale": 0.1},
+    "vit_mae": {
+        "model.vision.positions": "learned", "model.decoder.positions": "learned", "model.decoder.cls": True, **DECODER,
+    },
+    "videomae": {
+        "model.vision.positions": "sequence", "model.vision.time_positions": "none", "model.vision.attention": "joint",
+        "model.vision.cls": False, "model.vision.pool": "mean", "model.vision.tubelet": 2, "input.frames": 4,
+        "model.pruning.layers": (), "model.decoder.positions": "sequence", "model.decoder.attention": "joint",
+        "model.decoder.target": "channel", **DECODER,
+    },
+    "timesformer": {
+        "model.vision.positions": "learned", "model.vision.time_positions": "learned", "model.pruning.layers": (),
+        "model.vision.temporal_attention": "divided", "model.masking.kind": "tube",
+    },
+    "clip": {
+        "model.vision.positions": "learned", "model.vision.norm_embedding": True,
+        "model.vision.activation": "quick_gelu",
+    },
+}  # fmt: skip
+# What a family's file lacks, and what stays as it was.
+FRESH = {
+    "beit": ("vision/norm/",),
+    "videomae": ("decoder/embed/bias",),
+    "clip": ("vision/embed/bias", "video_projection/bias"),
 }
 THEIRS = {
     "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 3, "patch_size": 8,
     "image_size": 24, "layer_norm_eps": 1e-6, "hidden_act": "gelu", "use_relative_position_bias": True,
     "use_shared_relative_position_bias": False, "use_absolute_position_embeddings": False,
+    "decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1,
 }  # fmt: skip
 
 
@@ -29,16 +54,18 @@ def written(create, tmp_path):
     def build(family, **changes):
         _, params = create(FORMS[family])
         rng = np.random.Generator(np.random.Philox(1))
-        ours = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items() if name.startswith("vision/")}
-        ours = {name: x + rng.normal(size=x.shape).astype(np.float32) for name, x in ours.items()}
-        if family == "beit":  # its keys have no bias
-            ours["vision/blocks/attention/qkv/bias"][:, 1] = 0
+        ours = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items()}
+        ours = {name: x + abs(rng.normal(size=x.shape)).astype(np.float32) for name, x in ours.items()}
+        for part in ("vision", "decoder"):
+            if family in ("beit", "videomae"):  # their keys have no bias
+                ours[f"{part}/blocks/attention/qkv/bias"][:, 1] = 0
         kind = importing.VISION[family]
         folder = tmp_path / family
         folder.mkdir()
-        more = {"layer_scale_init_value": 0.1} if family == "beit" else {}
+        more = {"beit": {"layer_scale_init_value": 0.1}, "clip": {"hidden_act": "quick_gelu"}}.get(family, {})
         (folder / "config.json").write_text(json.dumps({"model_type": family, **THEIRS, **more, **changes}))
-        theirs = give([*kind.embedding, *kind.layer], ours)
+        decoder = kind.decoder.rules if kind.decoder else ()
+        theirs = give([*kind.embedding, *kind.layer, *kind.optional, *decoder], ours)
         safetensors_numpy.save_file(theirs, folder / "model.safetensors")
         return folder, ours
 
@@ -51,10 +78,11 @@ def test_each_parameter_of_the_encoder_is_taken_and_no_other(create, written, fa
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder)}, seed=5)
     new, reports = importing.towers(config, params)
     before, after = (checkpoint.by_path(x) for x in (params, new))
+    taken = {"vit_mae": ("vision/", "decoder/"), "videomae": ("vision/", "decoder/")}.get(family, ("vision/",))
+    taken += ("video_projection/", "temperature") if family == "clip" else ()
     for name, value in after.items():
-        fresh = family == "beit" and name.startswith("vision/norm/")
-        expected = ours[name] if name.startswith("vision/") and not fresh else before[name]
-        np.testing.assert_array_equal(value, expected)
+        here = name.startswith(taken) and not name.startswith(FRESH.get(family, ("nothing",)))
+        np.testing.assert_allclose(value, ours[name] if here else before[name], rtol=1e-6 if family == "clip" else 0)
     assert f"({family})" in str(reports["vision"]) and list(reports) == ["vision"]
 
 
@@ -90,13 +118,37 @@ def test_the_family_is_known_by_its_names_where_there_is_no_config(create, writt
         ("vit", {"num_hidden_layers": 12}, r"has 12 layers, config.model.vision.layers = 3: set it to 12"),
         ("beit", {"use_shared_relative_position_bias": True}, r"use_shared_relative_position_bias = True"),
         ("beit", {"layer_scale_init_value": 1e-5}, r"set --config.model.vision.layer_scale=1e-05"),
-        ("vit", {"model_type": "swin"}, r"model_type 'swin'; a vision tower can start from vit, beit"),
+        ("vit", {"model_type": "swin"}, r"model_type 'swin'; a vision tower can start from vit_mae, vit, beit"),
     ],
 )
 def test_an_encoder_of_another_shape_stops_with_the_flags_that_mend_it(create, written, family, changes, words):
     folder, _ = written(family, **changes)
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder)})
     with pytest.raises(UserError, match=words):
+        importing.towers(config, params)
+
+
+@pytest.mark.parametrize("family", ["vit_mae", "videomae"])
+def test_a_decoder_that_is_not_asked_for_is_left_out_and_said(create, written, family):
+    folder, _ = written(family)
+    here = {**FORMS[family], "model.decoder.from_file": False, "model.decoder.layers": 2}
+    config, params = create({**here, "model.vision.init_from": str(folder)}, seed=5)
+    new, reports = importing.towers(config, params)
+    before, after = (checkpoint.by_path(x) for x in (params, new))
+    assert "mask_token" in str(list(reports["vision"].left_out))
+    for name, value in after.items():
+        if name.startswith("decoder/"):
+            np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_decoder_is_refused_of_a_family_without_and_of_another_size(create, written):
+    folder, _ = written("vit")
+    config, params = create({**FORMS["vit"], **DECODER, "model.vision.init_from": str(folder)})
+    with pytest.raises(UserError, match=r"from_file = True, but a vit has no pixel decoder"):
+        importing.towers(config, params)
+    folder, _ = written("vit_mae", decoder_hidden_size=32)
+    config, params = create({**FORMS["vit_mae"], "model.vision.init_from": str(folder)})
+    with pytest.raises(UserError, match=r"set --config.model.decoder.width=32"):
         importing.towers(config, params)
 
 
@@ -121,10 +173,6 @@ def test_pixels_of_another_mean_are_folded_into_the_patches(create, written):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_trained_encoder_and_tubelets_are_refused_before_anything_is_made(tiny_config):
-    for changes, words in (
-        ({"init_from": "run"}, r"vision.init_from = 'vit' with config.init_from = 'run'"),
-        ({"model.vision.tubelet": 3, "model.selection.frames": 0}, r"config.model.vision.tubelet = 3: image encoders"),
-    ):
-        with pytest.raises(UserError, match=words):
-            validation.validate(tiny_config({"model.vision.init_from": "vit", **changes}))
+def test_a_trained_encoder_is_refused_before_anything_is_made(tiny_config):
+    with pytest.raises(UserError, match=r"vision.init_from = 'vit' with config.init_from = 'run'"):
+        validation.validate(tiny_config({"model.vision.init_from": "vit", "init_from": "run"}))

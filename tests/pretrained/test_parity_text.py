@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 SIZES = {"small": (96, 4, 3, 8, 23), "base": (768, 12, 12, 4, 64)}  # width, heads, layers, texts, tokens
 VOCABULARY = 500
+FAMILIES = [name for name in importing.TEXT if name != "clip"]  # which has no masked-language head: test_parity_clip
 
 
 def theirs(family, size):
@@ -116,7 +117,7 @@ def error(got, expected, least=0.0):
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("family", list(importing.TEXT))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, size, tmp_path, record_property):
     model = theirs(family, size)
     model.save_pretrained(tmp_path)
@@ -155,7 +156,7 @@ def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, siz
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("family", list(importing.TEXT))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_text_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
     model = theirs(family, size)
     model.save_pretrained(tmp_path)
@@ -171,7 +172,7 @@ def test_text_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
     print(f"{family} {size}: bfloat16, root mean square {max(errors):.1e}")
 
 
-@pytest.mark.parametrize("family", list(importing.TEXT))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_parity_of_what_is_exported(family, tmp_path):
     ids, mask, _ = batch("small")
     config = settings("small")

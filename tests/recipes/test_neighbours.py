@@ -44,7 +44,7 @@ VARIANTS = {
         **COMMON,
         "recipe": "vindlu",
         "model.vision.time_positions": "learned",
-        "model.vision.temporal_attention": True,
+        "model.vision.temporal_attention": "zero_init",
     },
 }
 
@@ -206,8 +206,17 @@ def test_a_knob_that_the_recipe_has_no_use_for_is_refused(tiny_config, fake_toke
     [
         ({"model.vision.positions": "relative", "model.vision.attention": "joint"}, "set attention=frame"),
         ({"model.vision.positions": "relative", "model.pruning.fused_token": True}, "set fused_token=False"),
-        ({"model.vision.temporal_attention": True}, "the same patches in every frame"),
+        ({"model.vision.temporal_attention": "zero_init"}, "the same patches in every frame"),
+        (
+            {"model.vision.temporal_attention": "divided", "model.vision.attention": "joint"},
+            "divided attention sees a frame at a time",
+        ),
         ({"model.temporal.embed": True}, "set layers above 0"),
+        ({"model.vision.cls": False}, r"config.model.pruning.layers = \(1,\) with config.model.vision.cls = False"),
+        ({"model.vision.cls": False, "model.pruning.layers": ()}, "pool = 'cls' with config.model.vision.cls = False"),
+        ({"model.vision.positions": "sequence"}, "set time_positions=none"),
+        ({"model.text.causal": True}, "set text.pool=last"),
+        ({"model.decoder.from_file": True}, "expected a ViT-MAE or VideoMAE to start from"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(tiny_config, changes, message):

@@ -7,12 +7,11 @@ and the word head start from the text encoder's and the MLM head's (`tasks.task.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vlp_jax import sharding
 from vlp_jax.models import attention, fusion, layers
-from vlp_jax.models.text import WordHead, final_norm
+from vlp_jax.models.text import WordHead, final_norm, first_norm
 
 
 class AnswerDecoder(nnx.Module):
@@ -29,7 +28,7 @@ class AnswerDecoder(nnx.Module):
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.task.max_answer_tokens, t.width), out_sharding=(None, "embed"))
-        self.norm_embedding = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm_embedding = first_norm(t, dtype=dtype, rngs=rngs)
 
         def make(r):
             # What is looked at are fused words, of the text's width, where the fusion looks at the video's tokens.
@@ -56,8 +55,7 @@ class AnswerDecoder(nnx.Module):
         length = ids_RxL.shape[1]
         x = self.embedding[...][ids_RxL] + self.position[...][:length]
         x = sharding.constrain_batch(self.norm_embedding(x.astype(self.dtype)))
-        earlier = np.tril(np.ones((length, length), bool))
-        causal_bias = jnp.asarray(np.where(earlier, 0.0, -1e9)[None, None], jnp.float32)
+        causal_bias = attention.causal_bias(length)
         question_bias = _rows(attention.padding_bias(mask_PxLq), question_R)
 
         def body(block, x):

@@ -6,6 +6,7 @@ used underneath.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vlp_jax.models import layers
@@ -37,6 +38,11 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
 def padding_bias(mask_BxU):
     """float32 `[B, 1, 1, U]`: 0 on tokens, a large negative number on padding."""
     return jnp.where(mask_BxU[:, None, None, :], 0.0, -1e9).astype(jnp.float32)
+
+
+def causal_bias(length: int):
+    """float32 `[1, 1, L, L]`: 0 on a token and those before it, a large negative number on those after it."""
+    return jnp.asarray(np.where(np.tril(np.ones((length, length), bool)), 0.0, -1e9)[None, None], jnp.float32)
 
 
 class SelfAttention(nnx.Module):

@@ -30,7 +30,7 @@ class FusionBlock(nnx.Module):
             t.width, other_width, t.heads, kernel=kernel, dtype=dtype, rngs=rngs
         )
         self.norm_mlp = norm()
-        self.mlp = layers.Mlp(t.width, t.mlp_ratio, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(t.width, t.mlp_ratio, activation=t.activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
         add = lambda x, norm, body: layers.residual(x, norm, body, self.place)

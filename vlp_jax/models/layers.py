@@ -42,6 +42,12 @@ def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype,
     )
 
 
+def zeros(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """An affine map that starts from zero: what it adds to a residual changes nothing at first."""
+    kernel_init = nnx.with_partitioning(nnx.initializers.zeros_init(), ("embed", None))
+    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+
+
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm over the last axis with statistics in float32, of which a backward pass keeps the input alone.
 
@@ -112,6 +118,23 @@ def _gelu_backward(x, g):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+@jax.custom_vjp
+def quick_gelu(x):
+    """`x sigmoid(1.702 x)`, which CLIP was trained with; a backward pass keeps the input alone."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def _quick_gelu_backward(x, g):
+    x32 = x.astype(jnp.float32)
+    share = jax.nn.sigmoid(1.702 * x32)
+    return ((share * (1 + 1.702 * x32 * (1 - share)) * g.astype(jnp.float32)).astype(x.dtype),)
+
+
+quick_gelu.defvjp(lambda x: (quick_gelu(x), x), _quick_gelu_backward)
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def softmax(logits, dtype):
     """Softmax over the last axis of float32 logits, cast to `dtype`; a backward pass keeps the cast weights alone."""
@@ -132,15 +155,16 @@ softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class Mlp(nnx.Module):
-    """Two affine maps with an exact (erf) GELU between, `[..., D] -> [..., D]`."""
+    """Two affine maps with one of `ACTIVATIONS` between, `[..., D] -> [..., D]`."""
 
-    def __init__(self, width: int, ratio: float, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, ratio: float, *, activation: str = "gelu", dtype, rngs: nnx.Rngs):
+        self.activation = activation
         hidden = int(width * ratio)
         self.up = dense(width, hidden, ("embed", "mlp"), dtype=dtype, rngs=rngs)
         self.down = dense(hidden, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        return self.down(gelu(self.up(x)))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -208,7 +232,8 @@ def sincos(positions, width: int) -> np.ndarray:
 
 
 def space_positions(side: int, width: int) -> np.ndarray:
-    """Fixed positions of the patches of a frame, float32 `[N, D]`: MAE's 2-D table.
+    """Fixed positions of the patches of a frame, float32 `[N, D]`: MAE's 2-D table, rows before columns (MAE's code
+    has the halves the other way round).
 
     Raises:
       ValueError: `width` is not divisible by 4.
@@ -222,6 +247,13 @@ def space_positions(side: int, width: int) -> np.ndarray:
 def space_time_positions(slots: int, side: int, width: int) -> np.ndarray:
     """Fixed positions of the patches of a clip, float32 `[T, N, D]`: MAE's 2-D table plus one over time."""
     return space_positions(side, width)[None] + time_positions(slots, width)[:, None]
+
+
+def sequence_positions(slots: int, count: int, width: int) -> np.ndarray:
+    """Fixed positions of the patches of a clip in one row, `t N + n`, float32 `[T, N, D]`: VideoMAE's table, whose
+    sines and cosines alternate (its code)."""
+    apart = sincos(np.arange(slots * count), width).reshape(slots * count, 2, width // 2)
+    return apart.swapaxes(1, 2).reshape(slots, count, width)
 
 
 def time_positions(slots: int, width: int) -> np.ndarray:

@@ -25,12 +25,13 @@ class TextEncoder(nnx.Module):
         normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
         self.embedding = nnx.Param(normal(vocab_size, t.width), out_sharding=("vocabulary", "embed"))
         self.position = nnx.Param(normal(config.input.max_text_tokens, t.width), out_sharding=(None, "embed"))
-        self.norm_embedding = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
-        norms = {"place": t.norm, "epsilon": t.norm_epsilon}
+        self.norm_embedding = first_norm(t, dtype=dtype, rngs=rngs)
+        self.causal = t.causal
+        form = {"place": t.norm, "epsilon": t.norm_epsilon, "activation": t.activation}
 
         def make(r):
             kernel = config.model.attention_kernel
-            return Block(t.width, t.heads, t.mlp_ratio, **norms, kernel=kernel, dtype=dtype, rngs=r)
+            return Block(t.width, t.heads, t.mlp_ratio, **form, kernel=kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, t.layers, rngs)
         self.norm = final_norm(t, dtype=dtype, rngs=rngs)
@@ -40,12 +41,26 @@ class TextEncoder(nnx.Module):
         x = self.embedding[...][ids_BxL] + self.position[...][: ids_BxL.shape[1]]
         x = constrain_batch(self.norm_embedding(x.astype(self.dtype)))
         bias = attention.padding_bias(mask_BxL)
+        bias = bias + attention.causal_bias(ids_BxL.shape[1]) if self.causal else bias
         x = layers.scan(self.blocks, lambda block, x: block(x, bias), x, self.loop)
         return self.norm(constrain_batch(x))
 
 
+def pooled(words_BxLxD, mask_BxL, how: str):
+    """`[B, D]`: what stands for a text, its first piece (`cls`) or its last one (`last`)."""
+    if how == "cls":
+        return words_BxLxD[:, 0]
+    last_B = jnp.maximum(mask_BxL.sum(1) - 1, 0)
+    return jnp.take_along_axis(words_BxLxD, last_B[:, None, None], axis=1)[:, 0]
+
+
 def _as_it_is(x):
     return x
+
+
+def first_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
+    """The norm of the embeddings, where `config.model.text` (`t`) asks for one."""
+    return layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs) if t.norm_embedding else _as_it_is
 
 
 def final_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
@@ -60,7 +75,7 @@ def final_norm(t, *, dtype, rngs: nnx.Rngs) -> Any:
 
 
 class WordHead(nnx.Module):
-    """BERT's masked-language head: affine, GELU, norm, then the (tied) embedding matrix and a bias.
+    """BERT's masked-language head: affine, activation, norm, then the (tied) embedding matrix and a bias.
 
     Args:
       t: `config.model.text`.
@@ -68,12 +83,13 @@ class WordHead(nnx.Module):
     """
 
     def __init__(self, t, vocab_size: int, *, dtype, rngs: nnx.Rngs):
+        self.activation = t.activation
         self.transform = layers.dense(t.width, t.width, ("embed", None), dtype=dtype, rngs=rngs)
         self.norm = layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((vocab_size,)), out_sharding=("vocabulary",))
 
     def __call__(self, x, embedding_VxD):
         """`[..., D]` -> float32 logits `[..., V]`."""
-        x = self.norm(layers.gelu(self.transform(x)))
+        x = self.norm(layers.ACTIVATIONS[self.activation](self.transform(x)))
         logits = jnp.einsum("...d,vd->...v", x, embedding_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits + self.bias[...]

@@ -24,23 +24,30 @@ class EncodedVideo:
     """What the encoder hands on.
 
     Attributes:
-      tokens: `[B, T, S, D]`, normalised: CLS, surviving patches, the fused token if there is one.
+      tokens: `[B, T, S, D]`, normalised: CLS if there is one, surviving patches, the fused token if there is one.
       kept: int32 `[B, T, K]`, which patches (`t * N + n`) the surviving tokens are.
-      early: `[B, T, K0, D]`, normalised tokens of all visible patches before the first pruning.
+      early: `[B, T, C + K0, D]`, normalised tokens before the first pruning: CLS if there is one, all visible patches.
+      lead: C, 1 where a slot has a CLS, else 0.
     """
 
     tokens: jax.Array
     kept: jax.Array
     early: jax.Array
+    lead: int = dataclasses.field(default=1, metadata={"static": True})
+
+    @property
+    def patches(self):
+        """`[B, T, K, D]`: the tokens of the surviving patches."""
+        return self.tokens[:, :, self.lead : self.lead + self.kept.shape[-1]]
 
     @property
     def cls(self):
-        """`[B, T, D]`: one summary of each slot."""
-        return self.tokens[:, :, 0]
+        """`[B, T, D]`: one summary of each slot, the mean of its patches where it has no CLS."""
+        return self.tokens[:, :, 0] if self.lead else self.patches.mean(2)
 
     def pooled(self, how: str):
         """`[B, T, D]`: one feature of each slot, its CLS (`cls`) or the mean of its surviving patches (`mean`)."""
-        return self.cls if how == "cls" else self.tokens[:, :, 1 : 1 + self.kept.shape[-1]].mean(2)
+        return self.cls if how == "cls" else self.patches.mean(2)
 
 
 def patchify(video_BxFxHxWx3, patch: int, tubelet: int):
@@ -71,6 +78,7 @@ class Block(nnx.Module):
       place: `pre` | `post`, where the norms stand, see `layers.residual`.
       epsilon: of the norms.
       scale: what a learned factor of each sublayer's output starts from (CaiT's layer scale, as in BEiT); 0 for none.
+      activation: of the MLP, one of `layers.ACTIVATIONS`.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Block(nnx.Module):
         place: str = "pre",
         epsilon: float = 1e-6,
         scale: float = 0.0,
+        activation: str = "gelu",
         kernel: str,
         dtype,
         rngs: nnx.Rngs,
@@ -93,7 +102,7 @@ class Block(nnx.Module):
         self.norm_attention = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
         self.norm_mlp = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = layers.Mlp(width, mlp_ratio, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(width, mlp_ratio, activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxSxD, bias=None):
         attend = lambda x: _scaled(self.scale_attention, self.attention(x, bias))
@@ -119,23 +128,31 @@ class VideoBlock(Block):
     Args:
       side: patches along a frame's side, for BEiT's relative position bias (arXiv 2106.08254, after Swin): one number
         for each head and offset between two patches, and three for what involves the CLS. 0 for none.
-      temporal: after the block, attention over time at each location, x + s MHSA(LN x), s a scalar from zero, so that a
-        network trained on images begins unchanged (VindLU, arXiv 2212.05051, and its code); images skip it.
+      temporal: attention over time at each location; images skip it.
+        zero_init: after the block, x + s MHSA(LN x), s a scalar from zero, so that a network trained on images begins
+        unchanged (VindLU, arXiv 2212.05051, and its code).
+        divided: before the attention inside frames, x + W MHSA(LN x) of the patches alone; the CLS is one for the whole
+        clip, its attention in each frame averaged (TimeSformer, arXiv 2102.05095, and its code). Each slot holds a copy
+        of it. W starts from zero, as in that code's later layers, here in all.
+        none: none.
     """
 
     def __init__(
-        self, width, heads, mlp_ratio, *, side: int, temporal: bool, epsilon, scale, kernel: str, dtype, rngs: nnx.Rngs
-    ):
-        super().__init__(width, heads, mlp_ratio, epsilon=epsilon, scale=scale, kernel=kernel, dtype=dtype, rngs=rngs)
+        self, width, heads, mlp_ratio, *, side: int, temporal: str, activation: str, epsilon, scale, kernel: str, dtype,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        shared: dict[str, Any] = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
+        super().__init__(width, heads, mlp_ratio, epsilon=epsilon, scale=scale, activation=activation, **shared)
+        self.temporal = temporal
         self.side = side
         self.relative: Any = (
             nnx.Param(jnp.zeros(((2 * side - 1) ** 2 + 3, heads)), out_sharding=(None, "heads")) if side else None
         )
-        self.norm_time: Any = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if temporal else None
-        self.time_attention: Any = (
-            attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs) if temporal else None
-        )
-        self.time_scale: Any = nnx.Param(jnp.zeros(())) if temporal else None
+        over_time = temporal != "none"
+        self.norm_time: Any = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if over_time else None
+        self.time_attention: Any = attention.SelfAttention(width, heads, **shared) if over_time else None
+        self.time_scale: Any = nnx.Param(jnp.zeros(())) if temporal == "zero_init" else None
+        self.time_out: Any = layers.zeros(width, width, dtype=dtype, rngs=rngs) if temporal == "divided" else None
 
     def encode(self, x_BxTxSxD, mode: str, patches=None):
         """The whole block.
@@ -144,8 +161,13 @@ class VideoBlock(Block):
           patches: int `[.., K]`, the patches of a frame that the tokens after the CLS are, for the relative bias:
             `[K]` where all frames have the same, else `[B, T, K]`.
         """
-        x = super().__call__(sequences(x_BxTxSxD, mode), self._bias(patches))
-        return self._over_time(x.reshape(x_BxTxSxD.shape))
+        if self.temporal == "divided":
+            return self._divided(x_BxTxSxD, self._bias(patches))
+        x = super().__call__(sequences(x_BxTxSxD, mode), self._bias(patches)).reshape(x_BxTxSxD.shape)
+        if self.temporal == "none" or x.shape[1] == 1:
+            return x
+        mixed = self._over_time(x)
+        return x + self.time_scale[...].astype(mixed.dtype) * mixed
 
     def attend_and_score(self, x_BxTxSxD, mode: str, patches=None):
         """The attention half of a block that prunes, and the CLS scores of its tokens."""
@@ -162,12 +184,19 @@ class VideoBlock(Block):
         return (x + mixed).reshape(b, t, s, d), scores
 
     def _over_time(self, x_BxTxSxD):
+        """Attention over time at each location, `[B, T, S, D]`, without its residual."""
         b, t, s, d = x_BxTxSxD.shape
-        if self.time_attention is None or t == 1:
-            return x_BxTxSxD
         x = x_BxTxSxD.swapaxes(1, 2).reshape(b * s, t, d)
-        mixed = self.time_attention(self.norm_time(x)).reshape(b, s, t, d).swapaxes(1, 2)
-        return x_BxTxSxD + self.time_scale[...].astype(mixed.dtype) * mixed
+        return self.time_attention(self.norm_time(x)).reshape(b, s, t, d).swapaxes(1, 2)
+
+    def _divided(self, x_BxTxSxD, bias):
+        cls, patches = x_BxTxSxD[:, :, :1], x_BxTxSxD[:, :, 1:]
+        if patches.shape[1] > 1:
+            patches = patches + self.time_out(self._over_time(patches))
+        x = jnp.concatenate([cls, patches], axis=2)
+        mixed = self.attention(sequences(self.norm_attention(x), "frame"), bias).reshape(x.shape)
+        one = jnp.broadcast_to(mixed[:, :, :1].mean(1, keepdims=True), cls.shape)
+        return self.feed_forward(x + _scaled(self.scale_attention, jnp.concatenate([one, mixed[:, :, 1:]], axis=2)))
 
     def _bias(self, patches):
         """float32 `[B * T or 1, A, S, S]`, None without a table."""
@@ -208,21 +237,28 @@ class VideoEncoder(nnx.Module):
         self.patch, self.tubelet, self.attention_mode = v.patch_size, v.tubelet, v.attention
         self.prune_layers, self.keep_rate, self.fused_token = tuple(p.layers), p.keep_rate, p.fused_token
         self.layer_count, self.loop = v.layers, layers.loop(config, dtype)
-        self.dtype = dtype
+        self.dtype, self.width, self.lead = dtype, v.width, int(v.cls)
+        self.cls_of_clip = v.temporal_attention == "divided"
         self.embed = layers.dense(v.tubelet * v.patch_size**2 * 3, v.width, (None, "embed"), dtype=dtype, rngs=rngs)
-        self.cls = nnx.Param(jax.random.normal(rngs.params(), (v.width,)) * 0.02, out_sharding=("embed",))
+        normal = lambda *shape: jax.random.normal(rngs.params(), shape) * 0.02
+        self.cls: Any = nnx.Param(normal(v.width), out_sharding=("embed",)) if v.cls else None
         slots, count = grid(config)
         self.trained_slots = v.time_slots or slots
         self.side = round(count**0.5)
         self.positions, self.time_kind = v.positions, v.time_positions
-        normal = lambda: jax.random.normal(rngs.params(), (1 + count, v.width)) * 0.02
-        self.space: Any = nnx.Param(normal(), out_sharding=(None, "embed")) if v.positions == "learned" else None
+        # With a row for the CLS, which goes unused where there is none.
+        learned = v.positions == "learned"
+        self.space: Any = nnx.Param(normal(1 + count, v.width), out_sharding=(None, "embed")) if learned else None
         # From zeros, as in Frozen in Time: a run that starts from images begins where they ended.
         learned = v.time_positions == "learned"
         self.time: Any = nnx.Param(jnp.zeros((slots, v.width)), out_sharding=(None, "embed")) if learned else None
+        self.norm_embedding: Any = (
+            layers.norm(v.width, epsilon=v.norm_epsilon, dtype=dtype, rngs=rngs) if v.norm_embedding else None
+        )
         extras: dict[str, Any] = {
             "side": self.side if v.positions == "relative" else 0,
             "temporal": v.temporal_attention,
+            "activation": v.activation,
             "epsilon": v.norm_epsilon,
             "scale": v.layer_scale,
         }
@@ -254,14 +290,13 @@ class VideoEncoder(nnx.Module):
         x = self.embed(normalise_pixels(patches).astype(self.dtype))
         # Looked up for each slot, not for each patch: learned ones get their gradient from far fewer rows.
         time_BxTxD = self._time_positions(slots)[kept[:, :, 0] // count]
-        positions = time_BxTxD[:, :, None]
-        cls = self.cls[...] + time_BxTxD
-        if self.positions == "sincos":
-            positions = positions + jnp.asarray(layers.space_positions(self.side, self.cls.shape[0]))[kept % count]
-        elif self.positions == "learned":
-            positions, cls = positions + self.space[...][1 + kept % count], cls + self.space[...][0]
-        x = x + positions.astype(self.dtype)
-        x = constrain_batch(jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2))
+        x = x + (time_BxTxD[:, :, None] + self._space_positions(kept, slots, count)).astype(self.dtype)
+        if self.lead:
+            # That of a whole clip has no place in time.
+            cls = self.cls[...] + (jnp.zeros_like(time_BxTxD) if self.cls_of_clip else time_BxTxD)
+            cls = cls + self.space[...][0] if self.positions == "learned" else cls
+            x = jnp.concatenate([cls[:, :, None].astype(self.dtype), x], axis=2)
+        x = constrain_batch(x if self.norm_embedding is None else self.norm_embedding(x))
 
         graph, params = nnx.split(self.blocks)
         early, fused = None, False
@@ -271,15 +306,24 @@ class VideoEncoder(nnx.Module):
             if stop is None:
                 x = self._run(graph, segment, x, patches)
                 continue
-            early = x[:, :, 1:] if early is None else early
+            early = x if early is None else early
             x, kept = self._prune(graph, segment, x, kept, fused, patches)
             patches = kept % count
             fused = self.fused_token
-        early = x[:, :, 1:] if early is None else early
-        return EncodedVideo(tokens=self.norm(x), kept=kept, early=self.norm(early))
+        early = x if early is None else early
+        return EncodedVideo(tokens=self.norm(x), kept=kept, early=self.norm(early), lead=self.lead)
+
+    def _space_positions(self, kept_BxTxK, slots, count):
+        """What is added to each patch for its place, `[B, T, K, D]`; 0 where the attention knows it."""
+        if self.positions == "sincos":
+            return jnp.asarray(layers.space_positions(self.side, self.width))[kept_BxTxK % count]
+        if self.positions == "sequence":
+            table = layers.sequence_positions(slots, count, self.width)
+            return jnp.asarray(table.reshape(slots * count, self.width))[kept_BxTxK]
+        return self.space[...][1 + kept_BxTxK % count] if self.positions == "learned" else 0.0
 
     def _time_positions(self, slots):
-        width = self.cls.shape[0]
+        width = self.width
         if self.time_kind == "none":
             return jnp.zeros((slots, width))
         table = layers.time_positions(self.trained_slots, width) if self.time is None else self.time[...]

@@ -13,6 +13,17 @@ def normalise_patches(patches_xP):
     return (patches_xP - mean) / jnp.sqrt(variance + 1e-6)
 
 
+def normalise_colours(patches_xP):
+    """Each colour of each patch to mean 0 and deviation 1: t' = (t - mean) / (deviation + 1e-6) of pixels in [0, 1], as
+    VideoMAE's code; float32 `[..., P]` in pixel values of [-1, 1], colours innermost."""
+    x = patches_xP.reshape(*patches_xP.shape[:-1], -1, 3)
+    mean, deviation = x.mean(-2, keepdims=True), x.std(-2, keepdims=True, ddof=1)
+    return ((x - mean) / (deviation + 2e-6)).reshape(patches_xP.shape)
+
+
+TARGETS = {"patch": normalise_patches, "channel": normalise_colours}
+
+
 def mvm(predicted_BxTxMxP, target_BxTxMxP, valid_B):
     """Mean squared error over each hidden patch, summed over the hidden patches of the valid clips (MAE's loss).
 

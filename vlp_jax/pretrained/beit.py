@@ -10,7 +10,7 @@ FAMILY = VisionFamily(
     prefixes=("beit.",),
     embedding=vit.EMBEDDING,
     layer=(
-        *vit.LAYER,
+        *vit.layer(vit.layer_rule),
         vit.layer_rule(
             "attention/qkv/bias", "attention.attention.query.bias", "attention.attention.value.bias", how=QV_BIAS
         ),
@@ -30,10 +30,13 @@ FAMILY = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={
-        "hidden_act": "gelu",
         "use_relative_position_bias": True,
         "use_shared_relative_position_bias": False,
         "use_absolute_position_embeddings": False,
     },
-    knobs={"model.vision.positions": "relative"},
+    knobs={
+        "model.vision.cls": True,
+        "model.vision.norm_embedding": False,
+        "model.vision.positions": "relative",
+    },
 )

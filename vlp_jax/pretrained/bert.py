@@ -29,6 +29,8 @@ LAYER = (
     _layer("norm_mlp/bias", "output.LayerNorm.bias"),
 )
 
+KNOBS = {"model.text.norm": "post", "model.text.norm_embedding": True, "model.text.causal": False}
+
 FAMILY = TextFamily(
     model_type="bert",
     prefixes=("bert.",),
@@ -43,7 +45,7 @@ FAMILY = TextFamily(
         Rule("text/norm_embedding/bias", ("embeddings.LayerNorm.bias",)),
     ),
     layer=LAYER,
-    head=(
+    optional=(
         Rule("word_head/transform/kernel", ("cls.predictions.transform.dense.weight",), LINEAR),
         Rule("word_head/transform/bias", ("cls.predictions.transform.dense.bias",)),
         Rule("word_head/norm/scale", ("cls.predictions.transform.LayerNorm.weight",)),
@@ -60,10 +62,11 @@ FAMILY = TextFamily(
         "hidden_size": "model.text.width",
         "num_attention_heads": "model.text.heads",
         "layer_norm_eps": "model.text.norm_epsilon",
+        "hidden_act": "model.text.activation",
     },
     hidden="intermediate_size",
     layers="num_hidden_layers",
-    fixed={"hidden_act": "gelu", "position_embedding_type": "absolute"},
-    knobs={"model.text.norm": "post"},
+    fixed={"position_embedding_type": "absolute"},
+    knobs=KNOBS,
     others={"architectures": ["BertModel"], "type_vocab_size": 2, "pad_token_id": 0},
 )

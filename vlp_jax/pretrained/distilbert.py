@@ -1,5 +1,6 @@
 """DistilBERT (arXiv 1910.01108) as transformers stores it: BERT without token types."""
 
+from vlp_jax.pretrained import bert
 from vlp_jax.pretrained.family import TextFamily
 from vlp_jax.pretrained.rules import LINEAR, OUT, QKV, QKV_BIAS, Rule, layer_rules, positions
 
@@ -36,7 +37,7 @@ FAMILY = TextFamily(
         _layer("norm_mlp/scale", "output_layer_norm.weight"),
         _layer("norm_mlp/bias", "output_layer_norm.bias"),
     ),
-    head=(
+    optional=(
         Rule("word_head/transform/kernel", ("vocab_transform.weight",), LINEAR),
         Rule("word_head/transform/bias", ("vocab_transform.bias",)),
         Rule("word_head/norm/scale", ("vocab_layer_norm.weight",)),
@@ -44,10 +45,10 @@ FAMILY = TextFamily(
         Rule("word_head/bias", ("vocab_projector.bias",)),
     ),
     ignored=(r"vocab_projector\.weight",),  # tied to the embedding
-    sizes={"dim": "model.text.width", "n_heads": "model.text.heads"},
+    sizes={"dim": "model.text.width", "n_heads": "model.text.heads", "activation": "model.text.activation"},
     hidden="hidden_dim",
     layers="n_layers",
-    fixed={"activation": "gelu"},
-    knobs={"model.text.norm": "post", "model.text.norm_epsilon": 1e-12},
+    fixed={},
+    knobs={**bert.KNOBS, "model.text.norm_epsilon": 1e-12},
     others={"architectures": ["DistilBertModel"], "pad_token_id": 0},
 )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlp_jax import config as config_lib
+from vlp_jax.models.layers import ACTIVATIONS
 from vlp_jax.pretrained import rules as rules_lib
 from vlp_jax.pretrained.rules import Rule
 from vlp_jax.pretrained.weights import Tensors
@@ -31,12 +32,15 @@ class Family:
       model_type: of its config.json.
       prefixes: what its names may begin with, by the class that was saved.
       embedding, layer: rules of what comes before the layers (and after them), and of one layer `{i}`.
+      optional: rules that hold where the file has their tensors.
       ignored: regular expressions of names that it has and we have no use for.
       sizes: key of its config.json -> our knob, which must have that value.
       hidden, layers: its keys of the MLP's width and of the number of layers.
       fixed: key of its config.json -> the one value that our code computes.
       knobs: our knob -> the value that it must have, whatever config.json says.
       others: what a config.json that we write holds besides.
+      aliases: other model_types of its form.
+      section: the part of config.json that is of this tower; "" where it has no other.
       tower: our part, `text` or `vision`, of the parameters and of config.model.
       scope: our modules that it may fill.
     """
@@ -52,6 +56,9 @@ class Family:
     fixed: Mapping[str, Any]
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optional: tuple[Rule, ...] = ()
+    aliases: tuple[str, ...] = ()
+    section: str = ""
 
     tower: ClassVar[str]
     scope: ClassVar[tuple[str, ...]]
@@ -69,11 +76,16 @@ class Family:
           ours: our parameters.
           names: those of the file, renamed.
         """
-        return [rule for rule in (*self.embedding, *self.layer) if rule.ours in ours]
+        there = [rule for rule in self.optional if rule.theirs[0] in names]
+        return [rule for rule in (*self.embedding, *self.layer, *there) if rule.ours in ours]
+
+    def may_ignore(self) -> tuple[str, ...]:
+        """Regular expressions of names that may be left out."""
+        return self.ignored
 
     def spare(self) -> set[str]:
         """Names, beside those of layers, that a file may have and our model not."""
-        return set()
+        return {name for rule in self.optional for name in rule.theirs}
 
     def check_config(self, config: Any, theirs: Mapping[str, Any], source: str) -> None:
         """Refuses a model of another shape, by the config.json beside the weights.
@@ -83,13 +95,19 @@ class Family:
         """
         if not theirs:
             return
+        theirs = {**theirs, **theirs.get(self.section, {})}
         for key, only in self.fixed.items():
             if theirs.get(key, only) != only:
                 raise UserError(
                     f"{source}: {key} = {theirs[key]!r} in config.json, of which only {only!r} is supported"
                 )
         values, own = config_lib.leaves(config), f"model.{self.tower}"
-        expected = {knob: theirs[key] for key, knob in self.sizes.items() if key in theirs} | dict(self.knobs)
+        expected = self.expected(config, theirs)
+        activation = expected.get(f"{own}.activation", "gelu")
+        if activation not in ACTIVATIONS:
+            raise UserError(
+                f"{source} has the activation {activation!r} in config.json; expected one of {', '.join(ACTIVATIONS)}"
+            )
         if self.hidden in theirs:
             width = expected.get(f"{own}.width", values[f"{own}.width"])
             expected[f"{own}.mlp_ratio"] = theirs[self.hidden] / width
@@ -99,6 +117,10 @@ class Family:
             have = ", ".join(f"{knob} = {values[knob]}" for knob in differ)
             raise UserError(f"{source} is of another shape than the model ({have}): set {flags}")
         self.check_layers(theirs.get(self.layers), values[f"{own}.layers"], source)
+
+    def expected(self, config: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Our knobs and the values that they must have."""
+        return {knob: theirs[key] for key, knob in self.sizes.items() if key in theirs} | dict(self.knobs)
 
     def check_layers(self, there: int | None, here: int, source: str) -> None:
         """Refuses another number of layers; None where it is not known."""
@@ -133,7 +155,7 @@ class Family:
             ) from error
         used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
         beyond = {name for i in range(self._depth(there)) for name in self.names_of_layer(i)} | self.spare()
-        odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.ignored, x)]
+        odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.may_ignore(), x)]
         if odd:
             shown = ", ".join(sorted(odd)[:5])
             raise UserError(
@@ -145,12 +167,13 @@ class Family:
             shape = params[rule.ours]
             values[rule.ours] = rules_lib.take(rule, shape, tensors, there)
             first = tensors.describe(there[rule.names(shape)[0][0]])[0]
-            whole = rule.how.give(np.zeros(rule.own(shape), np.float32))[0].shape
+            whole = rule.how.give(np.ones(rule.own(shape), np.float32))[0].shape
             how = "resized" if rule.how.rows and first != whole else "loaded"
             origin = " + ".join(name.replace("{i}", "*") for name in rule.theirs)
             taken[rule.ours] = Taken(how, origin, shape, first if how == "resized" else shape)
+        scope = (*self.scope, *{f"{rule.ours.split('/')[0]}/" for rule in rules})
         for name, shape in params.items():
-            if name.startswith(self.scope) and name not in taken:
+            if name.startswith(scope) and name not in taken:
                 taken[name], why[name] = Taken("created", "", shape), "is not there"
         left = {name: tensors.describe(there[name])[0] for name in there if name not in used}
         return values, Report(source, None, taken, left, why)
@@ -185,11 +208,9 @@ class TextFamily(Family):
     """A text encoder.
 
     Attributes:
-      head: rules of the masked-language head.
       vocabulary, positions: its keys of the numbers of pieces and of positions.
     """
 
-    head: tuple[Rule, ...] = ()
     vocabulary: str = "vocab_size"
     positions: str = "max_position_embeddings"
 
@@ -198,17 +219,10 @@ class TextFamily(Family):
 
     def rules(self, config: Any, ours: Sequence[str], names: set[str]) -> list[Rule]:
         """As `Family`: the layers that the text encoder leaves are the fusion's, where the file has them."""
-        depth = config.model.text.layers
-        wanted = [*self.embedding, *self.layer]
+        depth, wanted = config.model.text.layers, super().rules(config, ours, names)
         if any(name in names for name in self.names_of_layer(depth)):
             wanted += rules_lib.moved(self.layer, _IN_FUSION, depth)
-        if any(rule.theirs[0] in names for rule in self.head):
-            wanted += self.head
         return [rule for rule in wanted if rule.ours in ours]
-
-    def spare(self) -> set[str]:
-        """The head's names."""
-        return {name for rule in self.head for name in rule.theirs}
 
     def check_layers(self, there: int | None, here: int, source: str) -> None:
         """As `Family`; there may be more."""
@@ -225,11 +239,63 @@ class TextFamily(Family):
 
 
 @dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The pixel decoder that a family was trained with; ours takes it where `config.model.decoder.from_file` says so.
+
+    Attributes:
+      rules: of what is around its layers, and of one layer `{i}`.
+      ignored: regular expressions of its names.
+      sizes, knobs: as of `Family`.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...]
+    sizes: Mapping[str, str]
+    knobs: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class VisionFamily(Family):
-    """An image encoder, which sees each frame by itself."""
+    """An encoder of images, of which each frame is one, or of clips.
+
+    Attributes:
+      decoder: None where it has none.
+    """
+
+    decoder: Decoder | None = None
 
     tower = "vision"
     scope = ("vision/",)
+
+    def rules(self, config: Any, ours: Sequence[str], names: set[str]) -> list[Rule]:
+        """As `Family`, and the decoder's where they are asked for."""
+        own = super().rules(config, ours, names)
+        if not config.model.decoder.from_file:
+            return own
+        if self.decoder is None:
+            raise UserError(
+                f"config.model.decoder.from_file = True, but a {self.model_type} has no pixel decoder: expected a "
+                "vit_mae or videomae in config.model.vision.init_from, or from_file=False"
+            )
+        return own + [rule for rule in self.decoder.rules if rule.ours in ours]
+
+    def expected(self, config: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Family`, and the decoder's where it is asked for."""
+        own = super().expected(config, theirs)
+        if self.decoder is None or not config.model.decoder.from_file:
+            return own
+        sizes = {knob: theirs[key] for key, knob in self.decoder.sizes.items() if key in theirs}
+        return own | sizes | dict(self.decoder.knobs)
+
+    def may_ignore(self) -> tuple[str, ...]:
+        """As `Family`; a decoder that is not asked for is left out."""
+        return self.ignored if self.decoder is None else (*self.ignored, *self.decoder.ignored)
+
+    def names_of_layer(self, number: int) -> list[str]:
+        """As `Family`, those of the decoder's layer too."""
+        more = () if self.decoder is None else self.decoder.rules
+        theirs = [name for rule in more for name in rule.theirs if "{i}" in name]
+        return super().names_of_layer(number) + [name.format(i=number) for name in theirs]
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

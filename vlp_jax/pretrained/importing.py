@@ -9,13 +9,16 @@ import jax
 import numpy as np
 
 from vlp_jax import checkpoint
-from vlp_jax.pretrained import beit, bert, distilbert, roberta, vit, weights
+from vlp_jax.pretrained import beit, bert, clip, distilbert, roberta, timesformer, video_mae, vit, vit_mae, weights
 from vlp_jax.pretrained.family import Family
 from vlp_jax.types import UserError
 from vlp_jax.warm_start import RECIPE, Report
 
-TEXT = {module.FAMILY.model_type: module.FAMILY for module in (bert, roberta, distilbert)}
-VISION = {module.FAMILY.model_type: module.FAMILY for module in (vit, beit)}
+_TEXT = (bert.FAMILY, roberta.FAMILY, distilbert.FAMILY, clip.TEXT)
+# ViT-MAE before ViT: where there is no config.json, a file is of the first that its names are of.
+_VISION = (vit_mae.FAMILY, vit.FAMILY, beit.FAMILY, video_mae.FAMILY, timesformer.FAMILY, clip.VISION)
+TEXT = {family.model_type: family for family in _TEXT}
+VISION = {family.model_type: family for family in _VISION}
 _KNOWN: dict[str, dict[str, Any]] = {"text": TEXT, "vision": VISION}
 
 
@@ -76,9 +79,11 @@ def _fold_normalisation(values: dict[str, np.ndarray], source: str) -> str:
         raise UserError(f"{file}: image_mean {mean} and image_std {deviation}: expected three numbers, the latter > 0")
     if (mean == 0.5).all() and (deviation == 0.5).all():
         return ""
-    kernel = values["vision/embed/kernel"].reshape(-1, 3, values["vision/embed/bias"].shape[0]).astype(np.float64)
+    width = values["vision/embed/kernel"].shape[-1]
+    kernel = values["vision/embed/kernel"].reshape(-1, 3, width).astype(np.float64)
     shift = ((0.5 - mean) / deviation)[:, None]
-    values["vision/embed/bias"] = values["vision/embed/bias"] + (kernel * shift).sum((0, 1))
+    bias = values.get("vision/embed/bias", np.zeros(width))  # CLIP's has none
+    values["vision/embed/bias"] = bias + (kernel * shift).sum((0, 1))
     values["vision/embed/kernel"] = (kernel * (0.5 / deviation)[:, None]).reshape(values["vision/embed/kernel"].shape)
     return f", its pixels' mean {mean.tolist()} and deviation {deviation.tolist()} folded into the patch embedding"
 
@@ -94,9 +99,10 @@ def _family(
     known = ", ".join(families)
     if theirs:
         kind = theirs.get("model_type")
-        if kind not in families:
+        found = [family for family in families.values() if kind in (family.model_type, *family.aliases)]
+        if not found:
             raise UserError(f"{source} is a model of model_type {kind!r}; a {name} tower can start from {known}")
-        return families[str(kind)]
+        return found[0]
     names = set(tensors.names())
     for family in families.values():
         # One name of a layer that no other family has would do; a file with a tensor missing is still recognised.

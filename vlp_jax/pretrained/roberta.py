@@ -19,7 +19,7 @@ FAMILY = TextFamily(
         Rule("text/norm_embedding/bias", ("embeddings.LayerNorm.bias",)),
     ),
     layer=bert.LAYER,
-    head=(
+    optional=(
         Rule("word_head/transform/kernel", ("lm_head.dense.weight",), LINEAR),
         Rule("word_head/transform/bias", ("lm_head.dense.bias",)),
         Rule("word_head/norm/scale", ("lm_head.layer_norm.weight",)),
@@ -32,6 +32,6 @@ FAMILY = TextFamily(
     hidden=bert.FAMILY.hidden,
     layers=bert.FAMILY.layers,
     fixed=bert.FAMILY.fixed,
-    knobs={"model.text.norm": "post"},
+    knobs=bert.KNOBS,
     others={"architectures": ["RobertaModel"], "type_vocab_size": 1, "pad_token_id": 1},
 )

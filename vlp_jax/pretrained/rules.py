@@ -46,11 +46,21 @@ QV_BIAS = Transform(
     lambda x, shape: np.stack([x[0].reshape(shape[1:]), np.zeros(shape[1:], x[0].dtype), x[1].reshape(shape[1:])]),
     lambda x: [x[0].reshape(-1), x[2].reshape(-1)],
 )
+# The three in one: theirs `[3 A Dh, D]`, ours `[D, 3, A, Dh]`.
+FUSED_QKV = Transform(lambda x, shape: x[0].T.reshape(shape), lambda x: [x.reshape(x.shape[0], -1).T])
+FUSED_QKV_BIAS = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x.reshape(-1)])
 # A convolution over patches of one frame: theirs `[D, 3, side, side]`, ours `[side side 3, D]`.
 PATCHES = Transform(
     lambda x, shape: x[0].transpose(2, 3, 1, 0).reshape(-1, x[0].shape[0]),
     lambda x: [x.reshape(_side(x), _side(x), 3, x.shape[-1]).transpose(3, 2, 0, 1)],
 )
+# One over patches of two frames: theirs `[D, 3, 2, side, side]`, ours `[2 side side 3, D]`.
+TUBES_OF_2 = Transform(
+    lambda x, shape: x[0].transpose(2, 3, 4, 1, 0).reshape(-1, x[0].shape[0]),
+    lambda x: [x.reshape(2, _side(x[::2]), _side(x[::2]), 3, x.shape[-1]).transpose(4, 3, 0, 1, 2)],
+)
+# The logarithm of one over the temperature.
+LOG_SCALE = Transform(lambda x, shape: np.exp(-x[0]), lambda x: [-np.log(x)])
 VECTOR = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x.reshape(1, 1, -1)])  # theirs `[1, 1, D]`
 GRID = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x[None]])  # theirs `[1, 1 + N, D]`
 
@@ -149,7 +159,7 @@ def check(rules: Sequence[Rule], shapes: Mapping[str, Shape], tensors: Tensors, 
     for rule in rules:
         shape = shapes[rule.ours]
         own = rule.own(shape)
-        wanted = [x.shape for x in rule.how.give(np.broadcast_to(np.float32(0), own))]
+        wanted = [x.shape for x in rule.how.give(np.broadcast_to(np.float32(1), own))]
         for names in rule.names(shape):
             for number, (name, expected) in enumerate(zip(names, wanted)):
                 if name not in there:
@@ -190,7 +200,7 @@ def give(rules: Sequence[Rule], params: Mapping[str, np.ndarray]) -> dict[str, n
         value = np.asarray(params[rule.ours], np.float32)
         for layer, names in enumerate(rule.names(value.shape)):
             pieces = rule.how.give(value[layer] if "{i}" in rule.theirs[0] else value)
-            out.update(zip(names, map(np.ascontiguousarray, pieces)))
+            out.update(zip(names, (np.array(piece, order="C") for piece in pieces)))
     return out
 
 

@@ -1,5 +1,7 @@
 """ViT (arXiv 2010.11929) as transformers stores it, DeiT's and DINO's of that form included."""
 
+from collections.abc import Callable
+
 from vlp_jax.pretrained.family import VisionFamily
 from vlp_jax.pretrained.rules import GRID, LINEAR, OUT, PATCHES, QKV, QKV_BIAS, VECTOR, Rule, layer_rules
 
@@ -11,30 +13,44 @@ EMBEDDING = (
     Rule("vision/embed/bias", ("embeddings.patch_embeddings.projection.bias",)),
     Rule("vision/cls", ("embeddings.cls_token",), VECTOR),
 )
-LAYER = (
-    layer_rule(
-        "attention/qkv/kernel",
-        *("attention.attention.query.weight", "attention.attention.key.weight", "attention.attention.value.weight"),
-        how=QKV,
-    ),
-    layer_rule("attention/out/kernel", "attention.output.dense.weight", how=OUT),
-    layer_rule("attention/out/bias", "attention.output.dense.bias"),
-    layer_rule("norm_attention/scale", "layernorm_before.weight"),
-    layer_rule("norm_attention/bias", "layernorm_before.bias"),
-    layer_rule("norm_mlp/scale", "layernorm_after.weight"),
-    layer_rule("norm_mlp/bias", "layernorm_after.bias"),
-    layer_rule("mlp/up/kernel", "intermediate.dense.weight", how=LINEAR),
-    layer_rule("mlp/up/bias", "intermediate.dense.bias"),
-    layer_rule("mlp/down/kernel", "output.dense.weight", how=LINEAR),
-    layer_rule("mlp/down/bias", "output.dense.bias"),
-)
+
+
+def layer(rule: Callable[..., Rule]) -> tuple[Rule, ...]:
+    """The rules of one layer but those of the biases of queries, keys and values; `rule` is a `layer_rules`."""
+    return (
+        rule(
+            "attention/qkv/kernel",
+            *("attention.attention.query.weight", "attention.attention.key.weight", "attention.attention.value.weight"),
+            how=QKV,
+        ),
+        rule("attention/out/kernel", "attention.output.dense.weight", how=OUT),
+        rule("attention/out/bias", "attention.output.dense.bias"),
+        rule("norm_attention/scale", "layernorm_before.weight"),
+        rule("norm_attention/bias", "layernorm_before.bias"),
+        rule("norm_mlp/scale", "layernorm_after.weight"),
+        rule("norm_mlp/bias", "layernorm_after.bias"),
+        rule("mlp/up/kernel", "intermediate.dense.weight", how=LINEAR),
+        rule("mlp/up/bias", "intermediate.dense.bias"),
+        rule("mlp/down/kernel", "output.dense.weight", how=LINEAR),
+        rule("mlp/down/bias", "output.dense.bias"),
+    )
+
+
+def qkv_bias(rule: Callable[..., Rule]) -> Rule:
+    """These biases, where there are all three."""
+    part = "attention.attention"
+    return rule("attention/qkv/bias", f"{part}.query.bias", f"{part}.key.bias", f"{part}.value.bias", how=QKV_BIAS)
+
+
 SIZES = {
     "hidden_size": "model.vision.width",
     "num_attention_heads": "model.vision.heads",
     "layer_norm_eps": "model.vision.norm_epsilon",
+    "hidden_act": "model.vision.activation",
     "image_size": "input.image_size",
     "patch_size": "model.vision.patch_size",
 }
+KNOBS = {"model.vision.cls": True, "model.vision.norm_embedding": False, "model.vision.layer_scale": 0.0}
 
 FAMILY = VisionFamily(
     model_type="vit",
@@ -46,17 +62,13 @@ FAMILY = VisionFamily(
         Rule("vision/norm/bias", ("layernorm.bias",)),
     ),
     layer=(
-        *LAYER,
-        layer_rule(
-            "attention/qkv/bias",
-            *("attention.attention.query.bias", "attention.attention.key.bias", "attention.attention.value.bias"),
-            how=QKV_BIAS,
-        ),
+        *layer(layer_rule),
+        qkv_bias(layer_rule),
     ),
     ignored=(r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*"),
     sizes=SIZES,
     hidden="intermediate_size",
     layers="num_hidden_layers",
-    fixed={"hidden_act": "gelu", "qkv_bias": True},
-    knobs={"model.vision.positions": "learned", "model.vision.layer_scale": 0.0},
+    fixed={"qkv_bias": True},
+    knobs={**KNOBS, "model.vision.positions": "learned"},
 )

@@ -18,6 +18,7 @@ from vlp_jax import config as config_lib
 from vlp_jax import masking, sharding
 from vlp_jax.models import fusion, layers
 from vlp_jax.models.text import TextEncoder, WordHead
+from vlp_jax.models.text import pooled as pooled_text
 from vlp_jax.models.vision import EncodedVideo, VideoEncoder
 from vlp_jax.objectives import contrastive, masked_language, matching
 from vlp_jax.types import Batch, Outputs
@@ -126,7 +127,7 @@ class AlignAndFuse(nnx.Module):
         temperature = self._temperature()
         out.pairs = contrastive.Similarities(
             self._embed(video),
-            self._embed_words(words.whole),
+            self._embed_words(words.whole, batch.text_mask),
             temperature,
             batch.positive_id,
             batch.valid,
@@ -204,7 +205,7 @@ class AlignAndFuse(nnx.Module):
 
     def embed_text(self, ids, mask) -> jax.Array:
         """int32 ids and mask `[B, L]` -> float32 `[B, E]` of unit length."""
-        return self._embed_words(self.text(ids, mask))
+        return self._embed_words(self.text(ids, mask), mask)
 
     def encode_clip(self, video) -> EncodedVideo:
         """uint8 clips -> what `fuse` needs of them; the tokens from before pruning are left out."""
@@ -221,7 +222,7 @@ class AlignAndFuse(nnx.Module):
           clip_P: int32, numbers among the clips of the text's own device (`sharding.bring` makes such numbers).
           keys_P: random keys for what is drawn in training; None at evaluation.
         """
-        frames, gate, _ = self.select(clips, words_PxLxD[:, 0], clip_P, keys_P)
+        frames, gate, _ = self.select(clips, self._sentence(words_PxLxD, mask_PxL), clip_P, keys_P)
         return self.fusion(words_PxLxD, mask_PxL, clips.tokens, clip_P, frames, gate)
 
     def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
@@ -250,8 +251,11 @@ class AlignAndFuse(nnx.Module):
             return contrastive.unit(self.video_projection(pooled_BxTxD)).mean(1)
         return contrastive.unit(self.video_projection(pooled_BxTxD.mean(1)))
 
-    def _embed_words(self, words):
-        return contrastive.unit(self.text_projection(words[:, 0]))
+    def _sentence(self, words_BxLxD, mask_BxL):
+        return pooled_text(words_BxLxD, mask_BxL, self.config.model.text.pool)
+
+    def _embed_words(self, words_BxLxD, mask_BxL):
+        return contrastive.unit(self.text_projection(self._sentence(words_BxLxD, mask_BxL)))
 
     def _temperature(self):
         if self.temperature is None:

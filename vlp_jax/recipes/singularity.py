@@ -37,7 +37,7 @@ class Singularity(AlignAndFuse):
     FIXED: ClassVar[dict[str, Any]] = {
         "model.vision.attention": "frame",
         "model.vision.pool": "mean",
-        "model.vision.temporal_attention": False,
+        "model.vision.temporal_attention": "none",
         "model.masking.kind": "none",
         "model.pruning.layers": (),
         "model.selection.frames": 0,
@@ -73,7 +73,8 @@ class Singularity(AlignAndFuse):
     def encode_clip(self, video) -> EncodedVideo:
         """As `AlignAndFuse.encode_clip`, with one feature of each frame from before the layers over time."""
         encoded = self.encode_video(video)
-        return dataclasses.replace(encoded, early=encoded.early.mean(2, keepdims=True))
+        cls, patches = encoded.early[:, :, : encoded.lead], encoded.early[:, :, encoded.lead :]
+        return dataclasses.replace(encoded, early=jnp.concatenate([cls, patches.mean(2, keepdims=True)], axis=2))
 
     def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
         """As `AlignAndFuse.match`; `evaluation.ensemble` says how the frames of a clip come together.
@@ -95,4 +96,4 @@ class Singularity(AlignAndFuse):
     def _embed(self, video: EncodedVideo):
         if self.temporal is None or self.config.model.temporal.embed:
             return super()._embed(video)
-        return self._project(video.early.mean(2))
+        return self._project(video.early[:, :, video.lead :].mean(2))

@@ -52,7 +52,6 @@ class Smaug(AlignAndFuse):
     """The recipe; with `masking.kind='none'`, no pruning, all frames and `loss.mvm=0` it is its dense opponent."""
 
     FIXED: ClassVar[dict[str, Any]] = {
-        "model.vision.temporal_attention": False,
         "model.temporal.layers": 0,
         "evaluation.ensemble": "concat",
     }
@@ -111,8 +110,10 @@ class Smaug(AlignAndFuse):
         mask = self._sample_mask(self.key_of(batch, key)(0), batch.video, share=1.0)
         video = self.vision(batch.video, mask.visible)
         own = sharding.own_rows(batch.valid.shape[0])
-        text_cls = None if self.selector is None else self.text(batch.text_ids, batch.text_mask)[:, 0]
-        frames, _, scores = self.select(video, text_cls, own, None)
+        sentence = None
+        if self.selector is not None:
+            sentence = self._sentence(self.text(batch.text_ids, batch.text_mask), batch.text_mask)
+        frames, _, scores = self.select(video, sentence, own, None)
         # Under `frame` masking the encoder's slots are only the visible ones: give their numbers in the clip.
         slot_BxTv = mask.visible[:, :, 0] // config_lib.grid(self.config)[1]
         frames = jnp.take_along_axis(slot_BxTv, frames, axis=1)
@@ -147,16 +148,16 @@ class Smaug(AlignAndFuse):
     def _decode(self, video, mask, clips):
         slots, count = config_lib.grid(self.config, clips.shape[1])
         if self.config.model.decoder.source == "survivors":
-            tokens, visible = video.tokens[:, :, 1 : 1 + video.kept.shape[-1]], video.kept
+            tokens, visible = video.tokens[:, :, : video.lead + video.kept.shape[-1]], video.kept
         else:
             tokens, visible = video.early, mask.visible
         return self.decoder(tokens, visible, mask.hidden, slots, count)
 
     def _target(self, video, hidden_BxTxM):
-        """Per-patch normalised pixels of the hidden patches, float32 `[B, Th, M, P]`."""
+        """Normalised pixels of the hidden patches, float32 `[B, Th, M, P]`."""
         v = self.config.model.vision
         patches = patchify(video, v.patch_size, v.tubelet)
         patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
         flat = hidden_BxTxM.reshape(patches.shape[0], -1)
         hidden = jnp.take_along_axis(patches, flat[..., None], axis=1).reshape(*hidden_BxTxM.shape, -1)
-        return masked_vision.normalise_patches(normalise_pixels(hidden))
+        return masked_vision.TARGETS[self.config.model.decoder.target](normalise_pixels(hidden))

@@ -25,7 +25,7 @@ class Vindlu(AlignAndFuse):
 
     FIXED: ClassVar[dict[str, Any]] = {
         "model.vision.attention": "frame",
-        "model.vision.temporal_attention": True,
+        "model.vision.temporal_attention": "zero_init",
         "model.temporal.layers": 0,
         "model.masking.kind": "none",
         "model.pruning.layers": (),

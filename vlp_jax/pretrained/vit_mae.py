@@ -1,0 +1,52 @@
+"""ViT-MAE (arXiv 2111.06377) as transformers stores it: a ViT whose file holds its fixed positions, and a decoder of
+one image, which sees the CLS.
+
+Its targets are normalised patches of pixels of ImageNet's mean and deviation, ours of pixels of mean and deviation 0.5:
+after normalisation the colours of a patch differ in scale by a few per cent. Its positions, fixed there, train here
+(`optimizer.trainable` can leave them out); those of the decoder get ours over time, zero in the first frame.
+"""
+
+from vlp_jax.pretrained import vit
+from vlp_jax.pretrained.family import Decoder, VisionFamily
+from vlp_jax.pretrained.rules import GRID, LINEAR, VECTOR, Rule, layer_rules
+
+_layer = layer_rules("decoder", "decoder.decoder_encoder.layer")
+
+FAMILY = VisionFamily(
+    model_type="vit_mae",
+    prefixes=("vit.",),
+    embedding=vit.FAMILY.embedding,
+    layer=vit.FAMILY.layer,
+    ignored=(),
+    sizes=vit.SIZES,
+    hidden="intermediate_size",
+    layers="num_hidden_layers",
+    fixed={"qkv_bias": True},
+    knobs=vit.FAMILY.knobs,
+    decoder=Decoder(
+        rules=(
+            Rule("decoder/embed/kernel", ("decoder.decoder_embed.weight",), LINEAR),
+            Rule("decoder/embed/bias", ("decoder.decoder_embed.bias",)),
+            Rule("decoder/mask_token", ("decoder.mask_token",), VECTOR),
+            Rule("decoder/space", ("decoder.decoder_pos_embed",), GRID),
+            *vit.layer(_layer),
+            vit.qkv_bias(_layer),
+            Rule("decoder/norm/scale", ("decoder.decoder_norm.weight",)),
+            Rule("decoder/norm/bias", ("decoder.decoder_norm.bias",)),
+            Rule("decoder/out/kernel", ("decoder.decoder_pred.weight",), LINEAR),
+            Rule("decoder/out/bias", ("decoder.decoder_pred.bias",)),
+        ),
+        ignored=(r"decoder\..*",),
+        sizes={
+            "decoder_hidden_size": "model.decoder.width",
+            "decoder_num_attention_heads": "model.decoder.heads",
+            "decoder_num_hidden_layers": "model.decoder.layers",
+            "layer_norm_eps": "model.decoder.norm_epsilon",
+        },
+        knobs={
+            "model.decoder.cls": True,
+            "model.decoder.positions": "learned",
+            "model.decoder.target": "patch",
+        },
+    ),
+)
