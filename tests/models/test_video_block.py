@@ -192,7 +192,7 @@ def test_divided_attention_over_time_starts_from_nothing_and_then_joins_the_fram
     )  # fmt: skip
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, T, 1 + N, 16)), jnp.float32)
-    other = x.at[0, 1, 3].add(1.0)
+    other = x.at[0, 1, 3].add(jnp.asarray(rng.normal(size=16)))
     reach = lambda: abs(np.asarray(block.encode(x, "frame") - block.encode(other, "frame"))[0, :, 1:]).max(-1) > 1e-6
     frame = np.zeros((T, N), bool)
     frame[1] = True

@@ -19,6 +19,17 @@ def test_targets_are_normalised_patch_by_patch_with_the_unbiased_variance():
         np.testing.assert_allclose(got[place], (t - mean) / np.sqrt(variance + 1e-6), rtol=1e-4, atol=1e-5)
 
 
+def test_colours_are_normalised_each_by_itself_as_pixels_from_zero_to_one():
+    patches = RNG.uniform(-1, 1, size=(2, 3, 4, 12)).astype(np.float32)
+    got = np.asarray(masked_vision.normalise_colours(jnp.asarray(patches)))
+    for place in np.ndindex(2, 3, 4):
+        for colour in range(3):
+            t = (patches[place].astype(np.float64)[colour::3] + 1) / 2
+            expected = (t - t.mean()) / (t.std(ddof=1) + 1e-6)
+            np.testing.assert_allclose(got[place][colour::3], expected, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(masked_vision.normalise_colours(jnp.full((1, 12), 0.3))).all()
+
+
 def test_a_flat_patch_has_a_target_of_zeros():
     got = masked_vision.normalise_patches(jnp.full((1, 1, 12), 0.3))
     np.testing.assert_allclose(got, 0, atol=1e-3)
