@@ -67,10 +67,11 @@ def defaults() -> ml_collections.ConfigDict:
     i.crop_scale = (0.5, 1.0)  # training crop's share of the frame's area, (low, high); (1, 1) squashes the whole frame
     i.flip = True  # horizontal flip of half the training clips; switch off where captions say left or right
     i.max_text_tokens = 32  # L, longer captions are cut and counted
-    # SentencePiece .model (data/train_tokenizer.py makes one; T5's and others work) or WordPiece vocab.txt (BERT's
-    # layout), told apart by content; copied into the workdir.
+    # SentencePiece .model (data/train_tokenizer.py makes one; T5's and others work), WordPiece vocab.txt (BERT's
+    # layout), or byte-level BPE (RoBERTa's, CLIP's) as tokenizer.json, or vocab.json with merges.txt beside it; told
+    # apart by content; copied into the workdir.
     i.tokenizer = ""
-    i.lowercase = True  # vocab.txt: lower-case and strip accents (uncased); a .model does what it was trained to
+    i.lowercase = True  # vocab.txt: lower-case and strip accents (uncased); others do as their file says
     i.workers = 0  # decoding processes; 0 decodes in threads of this process
     i.threads = 2  # decoding threads in each process
     i.prefetch = 4  # batches decoded ahead, and at least one by each thread

@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors_numpy
 from vlp_jax import checkpoint, launch, sharding
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
-from vlp_jax.input.wordpiece import WordPiece
+from vlp_jax.input.sentence_piece import SentencePiece
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
@@ -34,12 +34,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out}: something is there already; name a new folder")
     run = launch.open_run(workdir, step, best=best)
     text(run.config, run.params, FLAGS.family, out)
-    name = WordPiece.file_name
-    if (workdir / name).is_file():
-        write_atomically(out / name, (workdir / name).read_bytes())
-    kept = (
-        f", and {name}" if (out / name).is_file() else "; its tokenizer is a SentencePiece model, which is not copied"
-    )
+    kept = "; its tokenizer is a SentencePiece model, which is not copied"
+    if (name := run.tokenizer.file_name) != SentencePiece.file_name:
+        write_atomically(out / name, run.tokenizer.serialized())
+        kept = f", and {name}"
     print(f"the text encoder of {run.config.name}, step {run.step}, as {FLAGS.family} in {out}{kept}")
 
 

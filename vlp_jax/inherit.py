@@ -79,7 +79,7 @@ def tokenizer_file(config: Any) -> pathlib.Path:
     """
     own = workdir.run_tokenizer(warm_start.find(config.init_from).workdir)
     given = pathlib.Path(config.input.tokenizer) if config.input.tokenizer else None
-    if given and given.is_file() and given.read_bytes() != own.read_bytes():
+    if given and given.is_file() and tokenizer_lib.read(given) != own.read_bytes():
         size = lambda path: (
             tokenizer_lib.open_tokenizer(path, config.input.max_text_tokens, config.input.lowercase).vocab_size
         )

@@ -61,7 +61,8 @@ def check(config: Any, workdir: pathlib.Path, saved: Any = None, inherited: path
     tokenizer_file = given or inherited or stored
     if tokenizer_file is None:
         hint = make_one.format(config.input.path, "tokenizer.model")
-        raise UserError(f"config.input.tokenizer is empty: expected a SentencePiece model or a vocab.txt; {hint}")
+        kinds = "a SentencePiece model, a vocab.txt or a tokenizer.json"
+        raise UserError(f"config.input.tokenizer is empty: expected {kinds}; {hint}")
     if (workdir / CHECKPOINTS).exists() and not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir / CHECKPOINTS} is a file: expected the directory of checkpoints; move it away")
     # Until something is saved, a first command that failed binds the next one to nothing.
@@ -76,7 +77,7 @@ def check(config: Any, workdir: pathlib.Path, saved: Any = None, inherited: path
                     f"--workdir={workdir} holds a run with config.{key} = {before.get(key)!r}, this command says "
                     f"{value!r}; use a new --workdir for another run, or the saved value to continue this one"
                 )
-        if given and stored and given.read_bytes() != stored.read_bytes():
+        if given and stored and tokenizer_lib.read(given) != stored.read_bytes():
             raise UserError(f"config.input.tokenizer = {config.input.tokenizer!r} differs from the run's own {stored}")
         return run_tokenizer(workdir)
     return tokenizer_file

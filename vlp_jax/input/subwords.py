@@ -21,10 +21,11 @@ class Tokenizer(abc.ABC):
       max_tokens: L.
       vocab_size: V, rows of an embedding table that holds every id, the special ones included.
       pad_id, unk_id, cls_id, sep_id, mask_id: special ids; no text is encoded to one of them, but for the unknown.
+        `mask_id` is None where there is no [MASK]; others may be the same one.
       first_word_id, end_word_id: the longest range of ids that holds only pieces of words; the random replacement of
         masked language modelling draws from `[first_word_id, end_word_id)`.
       starts_word: bool `[V]`, True where a piece begins a word; the pieces that follow it, up to the next True, are of
-        the same word.
+        the same word. None where pieces do not tell; then there is no [MASK] either.
 
     Raises:
       UserError: L below 3.
@@ -36,10 +37,10 @@ class Tokenizer(abc.ABC):
     unk_id: int
     cls_id: int
     sep_id: int
-    mask_id: int
+    mask_id: int | None
     first_word_id: int
     end_word_id: int
-    starts_word: np.ndarray
+    starts_word: np.ndarray | None
 
     def __init__(self, data: bytes, max_tokens: int, name: str):
         if max_tokens < 3:
@@ -104,7 +105,7 @@ class Tokenizer(abc.ABC):
         if not is_word_V.any():
             raise UserError(
                 f"{self._name}: all of its {len(is_word_V)} ids are special; expected words too: make a SentencePiece "
-                "model with data/train_tokenizer.py, or give a WordPiece vocab.txt with words"
+                "model with data/train_tokenizer.py, or give a tokenizer with words"
             )
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_word_V, [False]]).astype(np.int8)))
         starts, ends = edges[::2], edges[1::2]

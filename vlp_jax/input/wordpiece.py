@@ -47,10 +47,10 @@ class WordPiece(Tokenizer):
         ids = {piece: i for i, piece in enumerate(self._pieces)}
         missing = [piece for piece in _SPECIAL if piece not in ids]
         if missing:
-            kind = "a tokenizer.json" if vocabulary.lstrip()[:1] == b"{" else f"text of {len(self._pieces)} lines"
             raise UserError(
-                f"{name} is neither a SentencePiece model (it is text) nor a WordPiece vocab.txt (no line is "
-                f"{', '.join(missing)}): it looks like {kind}; expected a token a line, with {', '.join(_SPECIAL)}"
+                f"{name} is neither a SentencePiece model (it is text) nor a tokenizer.json nor a WordPiece vocab.txt "
+                f"(no line is {', '.join(missing)}): it is text of {len(self._pieces)} lines; expected a token a line, "
+                f"with {', '.join(_SPECIAL)}"
             )
         self.vocab_size = len(self._pieces)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[piece] for piece in _SPECIAL)

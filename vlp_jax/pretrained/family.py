@@ -150,8 +150,8 @@ class Family:
         except UserError as error:
             raise UserError(
                 f"{source} does not fit this model: {error}. Where it is the vocabulary that differs, set "
-                f"config.input.tokenizer to that model's vocab.txt; compare config.model.{self.tower} and config.input "
-                "with that model; or fetch the file anew"
+                "config.input.tokenizer to that model's vocab.txt or tokenizer.json; compare "
+                f"config.model.{self.tower} and config.input with that model; or fetch the file anew"
             ) from error
         used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
         beyond = {name for i in range(self._depth(there)) for name in self.names_of_layer(i)} | self.spare()

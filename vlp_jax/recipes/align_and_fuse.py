@@ -21,7 +21,7 @@ from vlp_jax.models.text import TextEncoder, WordHead
 from vlp_jax.models.text import pooled as pooled_text
 from vlp_jax.models.vision import EncodedVideo, VideoEncoder
 from vlp_jax.objectives import contrastive, masked_language, matching
-from vlp_jax.types import Batch, Outputs
+from vlp_jax.types import Batch, Outputs, UserError
 
 
 @dataclasses.dataclass
@@ -69,11 +69,16 @@ class AlignAndFuse(nnx.Module):
         self.config = config_lib.freeze(config)
         t = tokenizer
         self.vocab_size, self.mask_id = t.vocab_size, t.mask_id
-        self.special_ids = (t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id)
-        self.words = (t.first_word_id, t.end_word_id)
         m, w = config.model, config.loss
+        if w.mlm and t.mask_id is None:
+            raise UserError(
+                f"config.loss.mlm = {w.mlm}, but the tokenizer has no piece for [MASK] (CLIP's and GPT-2's have none): "
+                "expected one that has, such as RoBERTa's; set config.loss.mlm=0, or another config.input.tokenizer"
+            )
+        self.special_ids = tuple(i for i in (t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id) if i is not None)
+        self.words = (t.first_word_id, t.end_word_id)
         # As bytes, which are hashable and no array: the table belongs to the code of the step, not to its state.
-        self.starts_word = np.asarray(t.starts_word, bool).tobytes() if m.text.whole_words else None
+        self.starts_word = np.asarray(t.starts_word, bool).tobytes() if m.text.whole_words and w.mlm else None
         self.vision = VideoEncoder(config, dtype=dtype, rngs=rngs)
         contrasts, fuses = bool(w.vtc or w.vtm), bool(w.vtm or w.mlm)
         texts = contrasts or fuses
