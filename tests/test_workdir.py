@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from tests import byte_pairs
 from vlp_jax import config as config_lib
 from vlp_jax import workdir as workdir_lib
 from vlp_jax.checkpoint import Checkpointer
-from vlp_jax.input.tokenizer import open_tokenizer
+from vlp_jax.input.tokenizer import FILE_NAMES, open_tokenizer, read
 from vlp_jax.types import UserError
 
 VOCAB = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ncircle\n##s\n"
@@ -22,7 +23,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     (folder / "words").write_bytes(VOCAB)
     (folder / "model").write_bytes(train_tokenizer.train(["a red circle", "two circles"]))
-    return {"vocab.txt": folder / "words", "tokenizer.model": folder / "model"}
+    pair = byte_pairs.write_pair(folder, byte_pairs.train("roberta", ["a red circle"]))
+    return {"vocab.txt": folder / "words", "tokenizer.model": folder / "model", "tokenizer.json": pair}
 
 
 def store(config, workdir):
@@ -46,7 +48,7 @@ def save():
     return call
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, save, name):
     workdir = tmp_path / "run"
     config = tiny_config({"input.tokenizer": str(files[name])})
@@ -54,7 +56,7 @@ def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, save,
     save(config, workdir)
     expected = [workdir_lib.CHECKPOINTS, workdir_lib.CONFIG_FILE, "lock", name]
     assert sorted(p.name for p in workdir.iterdir()) == sorted(expected)
-    assert (workdir / name).read_bytes() == files[name].read_bytes()
+    assert (workdir / name).read_bytes() == read(files[name])
     # The same command, and one that leaves the tokenizer to the workdir.
     for given in (str(files[name]), ""):
         again = store(tiny_config({"input.tokenizer": given}), workdir)
@@ -62,7 +64,7 @@ def test_a_run_finds_its_own_tokenizer_again(tiny_config, files, tmp_path, save,
     assert workdir_lib.run_tokenizer(workdir) == workdir / name
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.model"])
+@pytest.mark.parametrize("name", FILE_NAMES)
 def test_a_run_refuses_another_tokenizer(tiny_config, files, tmp_path, save, name):
     workdir = tmp_path / "run"
     config = tiny_config({"input.tokenizer": str(files[name])})
@@ -82,11 +84,11 @@ def test_a_command_that_saved_nothing_leaves_no_second_tokenizer(tiny_config, fi
     for name, path in files.items():
         store(tiny_config({"input.tokenizer": str(path)}), tmp_path)
         assert workdir_lib.stored_tokenizer(tmp_path) == tmp_path / name
-    assert not (tmp_path / "vocab.txt").exists()
+    assert not (tmp_path / "vocab.txt").exists() and not (tmp_path / "tokenizer.model").exists()
 
 
-def test_without_any_tokenizer_both_kinds_are_asked_for(tiny_config, tmp_path):
-    with pytest.raises(UserError, match=r"expected a SentencePiece model or a vocab.txt"):
+def test_without_any_tokenizer_every_kind_is_asked_for(tiny_config, tmp_path):
+    with pytest.raises(UserError, match=r"expected a SentencePiece model, a vocab.txt or a tokenizer.json"):
         workdir_lib.check(tiny_config(), tmp_path)
 
 

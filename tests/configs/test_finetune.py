@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from configs import smaug, smaug_5m
+from tests import byte_pairs
 from vlp_jax import config as config_lib
 from vlp_jax import inherit, validation, warm_start
 from vlp_jax.checkpoint import Checkpointer
+from vlp_jax.input import tokenizer
 from vlp_jax.types import UserError
 
 FILES = ("retrieval", "question_answering", "multiple_choice", "classification")
@@ -104,6 +106,15 @@ def test_the_tokenizer_is_the_other_runs_and_no_other(runs, tmp_path):
     config = config_of("retrieval", "msrvtt", init_from=workdir, **{"input.tokenizer": str(other)})
     with pytest.raises(UserError, match=r"other.txt' \(8 pieces\) is not that of .*vocab.txt \(7 pieces\)"):
         inherit.tokenizer_file(config)
+
+
+def test_two_files_that_are_the_other_runs_one_tokenizer_are_taken(runs, tmp_path):
+    workdir = runs(smaug.get_config("tiny"))
+    given = byte_pairs.write_pair(tmp_path, byte_pairs.train("roberta", ["a red circle"]))
+    own = warm_start.find(workdir).workdir / "tokenizer.json"
+    own.write_bytes(tokenizer.read(given))
+    config = config_of("retrieval", "msrvtt", init_from=workdir, **{"input.tokenizer": str(given)})
+    assert inherit.tokenizer_file(config) == own
 
 
 PUBLISHED = {
