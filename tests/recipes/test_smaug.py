@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import byte_pairs
 from vlp_jax import config as config_lib
 from vlp_jax import validation
+from vlp_jax.input.tokenizer import open_tokenizer
 from vlp_jax.models.vision import patchify
 from vlp_jax.objectives import contrastive, masked_vision
 from vlp_jax.recipes import recipe
@@ -284,6 +286,21 @@ def test_smaug_offers_every_capability(model):
 def test_an_unknown_recipe_is_refused(tiny_config, fake_tokenizer):
     with pytest.raises(UserError, match=re.escape("'smug': expected one of singularity, smaug, vindlu")):
         recipe.build(tiny_config({"recipe": "smug"}), fake_tokenizer, nnx.Rngs(0))
+
+
+def test_a_tokenizer_without_a_mask_trains_all_but_masked_language_modelling(tiny_config, random_batch):
+    tokenizer = open_tokenizer(byte_pairs.encoded(byte_pairs.train("clip", ["a red circle"])), 6)
+    with pytest.raises(UserError, match=r"config.loss.mlm = 1.0, but the tokenizer has no .*\[MASK\].*loss.mlm=0"):
+        recipe.build(tiny_config(), tokenizer, nnx.Rngs(0))
+    config = tiny_config({"loss.mlm": 0.0, "model.text.whole_words": True})
+
+    def run():
+        module: Any
+        with nnx.use_eager_sharding(False):
+            module = recipe.build(config, tokenizer, nnx.Rngs(0))
+        return module.loss(random_batch(config), KEY)
+
+    assert set(jax.eval_shape(run).terms) == {"vtc", "vtm", "mvm"}
 
 
 @pytest.mark.parametrize("name", ["sparse", "dense"])

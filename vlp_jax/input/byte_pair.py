@@ -174,7 +174,7 @@ def whole(data: bytes, path: pathlib.Path) -> bytes:
             **{"ignore_merges": False, "vocab": vocabulary, "merges": _merges(beside)},
         },
     }
-    return json.dumps(file, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return json.dumps(file).encode()
 
 
 def _parse(data: bytes, name: str) -> dict[str, Any]:
