@@ -270,6 +270,8 @@ def spoil(change, layout="roberta"):
         (lambda f, m: m["vocab"].update(a=m["vocab"]["b"]), "expected each of 0 to .* once"),
         (lambda f, m: m["vocab"].update(more=10**9), "expected each of 0 to .* once"),
         (lambda f, m: f["added_tokens"][0].pop("id"), "added_tokens: KeyError"),
+        (lambda f, m: f["added_tokens"][0].update(id="0"), r"added_tokens: their ids are \['0', 1, .* whole numbers"),
+        (lambda f, m: f.update(pre_tokenizer={"type": "Sequence", "pretokenizers": 5}), "BPE over characters"),
         (lambda f, m: f["added_tokens"][0].update(special=False), "not special, such as '<s>'"),
         (lambda f, m: m["vocab"].update({"<s>x": m["vocab"].pop("<s>")}) or f.update(added_tokens=[]), "lacks <s>"),
         (lambda f, m: m["vocab"].update({"none": m["vocab"].pop("Ń")}), r"lacks pieces of single bytes, 1 of 256.*'Ń'"),

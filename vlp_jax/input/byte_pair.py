@@ -90,7 +90,7 @@ class BytePair(Tokenizer):
         if missing:
             raise UserError(
                 f"{name} lacks pieces of single bytes, {len(missing)} of {len(reached)}, such as {missing[0]!r}: texts "
-                "with them would lose characters; expected all of them"
+                "with them would lose characters; expected all, as where the initial alphabet was ByteLevel's"
             )
         reached |= _products(model, suffix, name)
         pad, unk, cls, sep, mask = special = _special(ids, suffix, name)
@@ -207,7 +207,8 @@ def _merges(path: pathlib.Path) -> list[str]:
 def _has_byte_level(part: Any) -> bool:
     if not isinstance(part, dict):
         return False
-    return part.get("type") == "ByteLevel" or any(map(_has_byte_level, part.get("pretokenizers") or ()))
+    parts = part.get("pretokenizers")
+    return part.get("type") == "ByteLevel" or (isinstance(parts, list) and any(map(_has_byte_level, parts)))
 
 
 def _ids(model: dict[str, Any], added: Any, name: str) -> dict[str, int]:
@@ -220,6 +221,8 @@ def _ids(model: dict[str, Any], added: Any, name: str) -> dict[str, int]:
         plain = [token["content"] for token in added if not token["special"]]
     except (TypeError, KeyError) as error:
         raise UserError(f"{name}: added_tokens: {error!r}: expected content, id and special of each") from None
+    if not all(type(i) is int for i in own.values()):
+        raise UserError(f"{name}: added_tokens: their ids are {list(own.values())}: expected whole numbers")
     if plain:
         raise UserError(f"{name}: added tokens that are not special, such as {plain[0]!r}, are not supported")
     ids = ids | own
