@@ -236,6 +236,13 @@ def defaults() -> ml_collections.ConfigDict:
     # Regular expressions that match whole parameter paths: only these train, e.g. ("head/.*",) for a linear probe; ()
     # trains all.
     o.trainable = ()
+    # ((pattern, factor), ...): parameters whose whole path matches learn at the rate times the factor, above 0; of
+    # several patterns that match the first counts. E.g. (("vision/.*", 0.1),).
+    o.multipliers = ()
+    # Layer-wise decay of the learning rate (BEiT, MAE), (0, 1]: layer i of L has layer_decay ** (L - i), the embeddings
+    # being layer 0, and what follows the blocks layer L; 1 switches it off.
+    o.layer_decay = 1.0
+    o.layer_decay_stacks = ("(recipe/)?vision",)  # regular expressions: modules with blocks that it holds for
     o.ema_decay = 0.0  # exponential moving average of the parameters, used by evaluation; 0 switches it off
 
     # -- Mesh: sizes of the axes; their product is the number of devices, one may be -1 (the rest). On the command line

@@ -77,6 +77,7 @@ def setup(
     make_model = lambda: task.build(config, tokenizer, nnx.Rngs(config.seed), answers)
     graph, params = sharding.abstract_model(make_model)
     places = sharding.parameter_shardings(params, mesh, config.mesh.rules)
+    optimizer.rate_factors(config, params)  # a pattern that matches nothing stops here, not in the first step
     transform = optimizer.make(config, steps)
     opt_state = jax.eval_shape(transform.init, params)
     # A parameter that does not train has an `optax.MaskedNode` in place of its moments.

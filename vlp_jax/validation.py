@@ -70,6 +70,7 @@ _RANGES = {
     "optimizer.weight_decay": (0, True, None, True),
     "optimizer.clip_norm": (0, True, None, True),
     "optimizer.ema_decay": (0, True, 1, False),
+    "optimizer.layer_decay": (0, False, 1, True),
     "evaluation.every_steps": (0, True, None, True),
     "evaluation.rerank": (0, True, None, True),
     "evaluation.frames": (0, True, None, True),
@@ -108,6 +109,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_input(config)
     _validate_model(config)
     _validate_task(config)
+    _validate_optimizer(config)
     _validate_evaluation(config)
     _validate_mixture(config)
 
@@ -330,8 +332,6 @@ def _validate_tokens(m):
 
 
 def _validate_task(c):
-    for pattern in c.optimizer.trainable:
-        _check_pattern("optimizer.trainable", pattern)
     # Of a task's recipe only the parts exist that the weights of its own loss ask for.
     if c.task.kind == "question_answering" and not (c.loss.vtm or c.loss.mlm):
         raise UserError(
@@ -353,6 +353,27 @@ def _validate_task(c):
             f"config.evaluation.frames = {c.evaluation.frames} is not a multiple of config.model.vision.tubelet = "
             f"{c.model.vision.tubelet}"
         )
+
+
+def _validate_optimizer(c):
+    o = c.optimizer
+    for key in ("trainable", "layer_decay_stacks"):
+        for pattern in o[key]:
+            _check_pattern(f"optimizer.{key}", pattern)
+    if o.layer_decay != 1 and not o.layer_decay_stacks:
+        raise UserError(
+            f"config.optimizer.layer_decay = {o.layer_decay} with config.optimizer.layer_decay_stacks = (): no layer "
+            "would have it; name stacks, or set layer_decay=1"
+        )
+    for rule in o.multipliers:
+        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
+        if not (pair and isinstance(rule[1], (int, float)) and 0 < rule[1] < math.inf):
+            raise UserError(
+                f"config.optimizer.multipliers holds {rule!r}: expected (pattern, factor), a regular expression and a "
+                "finite number above 0, as in (('vision/.*', 0.1),); what does not train at all is left out of "
+                "config.optimizer.trainable"
+            )
+        _check_pattern("optimizer.multipliers", rule[0])
 
 
 def _validate_evaluation(c):
