@@ -53,6 +53,10 @@ BAD = [
     ({"model.decoder.share": 0.0}, ["model.decoder.share", "(0, 1]"]),
     ({"model.temperature": 0.7}, ["model.temperature", "0.7", "[0.001, 0.5]"]),
     ({"optimizer.ema_decay": 1.0}, ["optimizer.ema_decay", "1.0", "[0, 1)"]),
+    ({"model.adapters.reduction": 5}, ["adapters.reduction = 5", "width 16 of the vision tower", "0 for no adapters"]),
+    ({"model.adapters.reduction": -1}, ["adapters.reduction", "-1", "[0, inf)"]),
+    ({"model.adapters.towers": ("vision", "txt")}, ["adapters.towers = ('vision', 'txt')", "vision, text, fusion"]),
+    ({"model.adapters.towers": ()}, ["adapters.towers = ()", "reduction=0"]),
     ({"optimizer.layer_decay": 1.5}, ["optimizer.layer_decay", "1.5", "(0, 1]"]),
     (
         {"optimizer.layer_decay": 0.5, "optimizer.layer_decay_stacks": ()},

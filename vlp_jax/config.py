@@ -205,6 +205,12 @@ def defaults() -> ml_collections.ConfigDict:
     m.fusion = f = ml_collections.ConfigDict()
     f.layers = 3  # text layers with cross-attention to the kept video tokens
 
+    # Bottleneck adapters h + U ReLU(D h) on what attention and MLP give in each block (FrozenBiLM), U from zeros;
+    # optimizer.trainable = (".*/adapter_.*",) trains them alone.
+    m.adapters = b = ml_collections.ConfigDict()
+    b.reduction = 0  # the tower's width over the bottleneck's, which it divides (FrozenBiLM: 8); 0 for none
+    b.towers = ("vision", "text", "fusion")  # whose blocks have them
+
     m.projection = 256  # width of the shared embedding space
     # clip (cosine of the mean over the frames) | frames (mean over the frames of each one's cosine)
     m.similarity = "clip"

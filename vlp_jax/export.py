@@ -15,6 +15,7 @@ from vlp_jax import checkpoint, launch, sharding
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.input.sentence_piece import SentencePiece
+from vlp_jax.models import layers
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
@@ -45,7 +46,8 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
     """Writes model.safetensors and config.json of the text encoder in `params`, a recipe's or a task's.
 
     Raises:
-      UserError: the run has no text encoder, or one that the family does not have: with norms before its blocks.
+      UserError: the run has no text encoder, or one that the family does not have: with norms before its blocks, or
+        with adapters.
     """
     kind = importing.TEXT[family]
     own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
@@ -58,6 +60,11 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
                 f"config.{knob} = {values[knob]!r} of {config.name}: in {family} it is {only!r}, and only a run with "
                 "that can be exported"
             )
+    if layers.adapter_width(config, "text"):
+        raise UserError(
+            f"config.model.adapters.reduction = {config.model.adapters.reduction} of {config.name}, whose text encoder "
+            f"has adapters: {family} has none, and only a run without them there can be exported"
+        )
     rules = [*kind.embedding, *kind.layer]
     theirs = give(rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules})
     out.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,7 @@ _RANGES = {
     "evaluation.token_gib": (0, True, None, True),
     "evaluation.bootstrap": (0, True, None, True),
     "model.temporal.layers": (0, True, None, True),
+    "model.adapters.reduction": (0, True, None, True),
     "similarity_rows": (0, True, None, True),
     "model.vision.time_slots": (0, True, None, True),
     "loss.vtc": (0, True, None, True),
@@ -261,6 +262,18 @@ def _validate_model(c):
             f"config.loss.mvm = {c.loss.mvm}: expected a ViT-MAE or VideoMAE to start from, and a weight above 0 for "
             "the decoder to exist; set these, or from_file=False"
         )
+    towers = {"vision": m.vision.width, "text": m.text.width, "fusion": m.text.width}
+    if not m.adapters.towers or not set(m.adapters.towers) <= set(towers):
+        raise UserError(
+            f"config.model.adapters.towers = {tuple(m.adapters.towers)}: expected some of {', '.join(towers)}; "
+            "model.adapters.reduction=0 leaves all without adapters"
+        )
+    for tower in m.adapters.towers:
+        if m.adapters.reduction and towers[tower] % m.adapters.reduction:
+            raise UserError(
+                f"config.model.adapters.reduction = {m.adapters.reduction} does not divide the width {towers[tower]} "
+                f"of the {tower} tower; expected a divisor of it, or 0 for no adapters"
+            )
     if m.attention_kernel == "cudnn" and c.compute_dtype == "float32":
         raise UserError(
             "config.model.attention_kernel = 'cudnn' with config.compute_dtype = 'float32': cuDNN's attention takes "

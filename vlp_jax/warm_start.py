@@ -233,8 +233,8 @@ def load(
 
 
 def _fix(refused, there) -> str:
-    """What the first part comes of that was refused as it is missing there, where a weight of the loss decides; ''
-    where none does."""
+    """What the first part comes of that was refused as it is missing there, where a weight of the loss decides or it
+    is an adapter; '' otherwise."""
     holds = lambda names, part: any(name.removeprefix(RECIPE).startswith(f"{part}/") for name in names)
     for part, loss in _MADE_BY.items():
         if holds(refused, part) and not holds(there, part):
@@ -242,6 +242,11 @@ def _fix(refused, there) -> str:
                 f"A run has {part} where {loss} is above 0, which that one had not, as most fine-tuned ones: start "
                 "from its pre-training. "
             )
+    if any("/adapter_" in name for name in refused) and not any("/adapter_" in name for name in there):
+        return (
+            "That run has no adapters (config.model.adapters): config.init_may_differ=('.*/adapter_.*',) starts them "
+            "as identities. "
+        )
     return ""
 
 

@@ -33,11 +33,12 @@ def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, fa
     assert not report.left_out
 
 
-def test_norms_before_the_blocks_other_epsilons_and_models_without_text_are_refused(create, tmp_path):
+def test_norms_before_the_blocks_other_epsilons_adapters_and_models_without_text_are_refused(create, tmp_path):
     for changes, family, words in (
         ({}, "bert", "norm = 'pre' .*: in bert it is 'post'"),
         ({**POST, "model.text.norm_epsilon": 1e-5}, "distilbert", "norm_epsilon = 1e-05 .*: in distilbert it is 1e-12"),
         ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0}, "bert", "has no text encoder"),
+        ({**POST, "model.adapters.reduction": 4}, "bert", "adapters.reduction = 4 .*: bert has none"),
     ):
         with pytest.raises(UserError, match=words):
             export.text(*create(changes), family, tmp_path / "out")

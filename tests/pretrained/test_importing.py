@@ -64,6 +64,20 @@ def test_without_layers_for_the_fusion_or_a_head_these_stay_as_they_were(create,
     np.testing.assert_array_equal(after["text/embedding"], ours["text/embedding"])
 
 
+def test_adapters_are_created_beside_what_is_taken(create, tmp_path):
+    ours, theirs = made.weights_of("bert", 3)
+    _, after, report = load(create, made.folder(tmp_path / "x", "bert", theirs), {"model.adapters.reduction": 4})
+    adapters = {name for name in after if "/adapter_" in name}
+    there = {name for name in adapters if not name.startswith("vision/")}  # the importer's are the text's towers
+    created = {name for name, t in report.taken.items() if t.how == "created" and "cross_attention" not in name}
+    assert {name for name in created if "/norm_cross/" not in name} == there != set()
+    for name, value in ours.items():
+        if name.startswith("text/blocks/"):
+            np.testing.assert_array_equal(after[name], value[:2])
+    for name in adapters:
+        assert np.any(after[name]) == name.endswith("down/kernel"), name
+
+
 def test_a_run_of_a_task_takes_its_recipes_text_encoder(create, tmp_path):
     ours, theirs = made.weights_of("bert", 3)
     task = {"task.kind": "multiple_choice", "loss.mlm": 0.0, "loss.mvm": 0.0}

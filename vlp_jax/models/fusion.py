@@ -4,6 +4,8 @@ Keys and values are projected once for each clip and layer, then the frames that
 gathered: in training four texts look at one clip, and at evaluation a whole shortlist does.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -18,9 +20,10 @@ class FusionBlock(nnx.Module):
     Args:
       t: `config.model.text`: its sizes, and where its norms stand.
       other_width: of what is looked at.
+      adapter: width of a bottleneck adapter on what each sublayer gives; 0 for none.
     """
 
-    def __init__(self, t, other_width: int, *, kernel: str, dtype, rngs: nnx.Rngs):
+    def __init__(self, t, other_width: int, *, adapter: int = 0, kernel: str, dtype, rngs: nnx.Rngs):
         self.place = t.norm
         norm = lambda: layers.norm(t.width, epsilon=t.norm_epsilon, dtype=dtype, rngs=rngs)
         self.norm_self = norm()
@@ -31,12 +34,20 @@ class FusionBlock(nnx.Module):
         )
         self.norm_mlp = norm()
         self.mlp = layers.Mlp(t.width, t.mlp_ratio, activation=t.activation, dtype=dtype, rngs=rngs)
+        bottleneck = lambda: layers.Adapter(t.width, adapter, dtype=dtype, rngs=rngs) if adapter else None
+        self.adapter_self: Any = bottleneck()
+        self.adapter_cross: Any = bottleneck()
+        self.adapter_mlp: Any = bottleneck()
 
     def __call__(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
-        add = lambda x, norm, body: layers.residual(x, norm, body, self.place)
-        x = add(x_PxLxD, self.norm_self, lambda x: self.self_attention(x, text_bias))
-        x = add(x, self.norm_cross, lambda x: self.cross_attention(x, kv_PxUx2xAxDh, video_bias))
-        return add(x, self.norm_mlp, self.mlp)
+        def add(x, norm, body, adapter):
+            return layers.residual(x, norm, lambda x: layers.adapted(adapter, body(x)), self.place)
+
+        attend = lambda x: self.self_attention(x, text_bias)
+        look = lambda x: self.cross_attention(x, kv_PxUx2xAxDh, video_bias)
+        x = add(x_PxLxD, self.norm_self, attend, self.adapter_self)
+        x = add(x, self.norm_cross, look, self.adapter_cross)
+        return add(x, self.norm_mlp, self.mlp, self.adapter_mlp)
 
 
 class Fusion(nnx.Module):
@@ -46,8 +57,10 @@ class Fusion(nnx.Module):
         t, m = config.model.text, config.model
         self.loop = layers.loop(config, dtype)
 
+        width = layers.adapter_width(config, "fusion")
+
         def make(r):
-            return FusionBlock(t, m.vision.width, kernel=m.attention_kernel, dtype=dtype, rngs=r)
+            return FusionBlock(t, m.vision.width, adapter=width, kernel=m.attention_kernel, dtype=dtype, rngs=r)
 
         self.blocks = layers.stack(make, m.fusion.layers, rngs)
         self.norm = final_norm(t, dtype=dtype, rngs=rngs)

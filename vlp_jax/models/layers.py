@@ -17,10 +17,13 @@ Shape = int | tuple[int, ...]
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
-def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype, rngs: nnx.Rngs) -> nnx.LinearGeneral:
+def dense(
+    inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, zero: bool = False, dtype, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
     """An affine map over the trailing axes, Xavier-uniform as in MAE, with one logical axis name per kernel dimension.
 
-    A kernel of several outputs side by side (q, k and v) has the bounds that each would have alone.
+    A kernel of several outputs side by side (q, k and v) has the bounds that each would have alone. With `zero` it
+    starts from zeros.
     """
     inputs, outputs = (x if isinstance(x, tuple) else (x,) for x in (inputs, outputs))
     # Stacked projections are marked by an unnamed leading output axis, e.g. (3, heads, head width).
@@ -35,7 +38,7 @@ def dense(inputs: Shape, outputs: Shape, axes: tuple[str | None, ...], *, dtype,
         inputs,
         outputs,
         axis=tuple(range(-len(inputs), 0)),
-        kernel_init=nnx.with_partitioning(kernel_init, axes),
+        kernel_init=nnx.with_partitioning(nnx.initializers.zeros_init() if zero else kernel_init, axes),
         bias_init=nnx.with_partitioning(nnx.initializers.zeros_init(), axes[len(inputs) :]),
         dtype=dtype,
         rngs=rngs,
@@ -165,6 +168,43 @@ class Mlp(nnx.Module):
 
     def __call__(self, x):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Adapter(nnx.Module):
+    """A bottleneck adapter, `h + U ReLU(D h)`, `[..., D] -> [..., D]`: on what a sublayer gives, before its residual is
+    added (Houlsby et al., arXiv 1902.00751, as in FrozenBiLM, arXiv 2206.08155, and its code).
+
+    U starts from zeros, so that a network begins as it is without adapters; theirs start small. The dropout between the
+    two maps is left out: this code base has none.
+
+    Args:
+      hidden: width of the bottleneck.
+    """
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.down = dense(width, hidden, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.up = dense(hidden, width, ("mlp", "embed"), zero=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, h):
+        return h + self.up(jax.nn.relu(self.down(h)))
+
+
+def adapter_width(config, tower: str) -> int:
+    """Width of the bottleneck of the adapters in the blocks of a tower; 0 where it has none.
+
+    Args:
+      config: the whole config; `model.adapters` and the tower's width are read.
+      tower: `vision` | `text` | `fusion`, which has the text's width.
+    """
+    a, m = config.model.adapters, config.model
+    if not a.reduction or tower not in a.towers:
+        return 0
+    return (m.vision if tower == "vision" else m.text).width // a.reduction
+
+
+def adapted(adapter: Any, h):
+    """What a sublayer gives, through its adapter where there is one."""
+    return h if adapter is None else adapter(h)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:

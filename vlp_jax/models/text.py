@@ -27,7 +27,12 @@ class TextEncoder(nnx.Module):
         self.position = nnx.Param(normal(config.input.max_text_tokens, t.width), out_sharding=(None, "embed"))
         self.norm_embedding = first_norm(t, dtype=dtype, rngs=rngs)
         self.causal = t.causal
-        form = {"place": t.norm, "epsilon": t.norm_epsilon, "activation": t.activation}
+        form: dict[str, Any] = {
+            "place": t.norm,
+            "epsilon": t.norm_epsilon,
+            "activation": t.activation,
+            "adapter": layers.adapter_width(config, "text"),
+        }
 
         def make(r):
             kernel = config.model.attention_kernel

@@ -79,6 +79,7 @@ class Block(nnx.Module):
       epsilon: of the norms.
       scale: what a learned factor of each sublayer's output starts from (CaiT's layer scale, as in BEiT); 0 for none.
       activation: of the MLP, one of `layers.ACTIVATIONS`.
+      adapter: width of a bottleneck adapter on each sublayer's output, behind that factor; 0 for none.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Block(nnx.Module):
         epsilon: float = 1e-6,
         scale: float = 0.0,
         activation: str = "gelu",
+        adapter: int = 0,
         kernel: str,
         dtype,
         rngs: nnx.Rngs,
@@ -99,17 +101,25 @@ class Block(nnx.Module):
         factor = lambda: nnx.Param(jnp.full((width,), scale), out_sharding=("embed",)) if scale else None
         self.scale_attention: Any = factor()
         self.scale_mlp: Any = factor()
+        bottleneck = lambda: layers.Adapter(width, adapter, dtype=dtype, rngs=rngs) if adapter else None
+        self.adapter_attention: Any = bottleneck()
+        self.adapter_mlp: Any = bottleneck()
         self.norm_attention = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = attention.SelfAttention(width, heads, kernel=kernel, dtype=dtype, rngs=rngs)
         self.norm_mlp = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mlp = layers.Mlp(width, mlp_ratio, activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BxSxD, bias=None):
-        attend = lambda x: _scaled(self.scale_attention, self.attention(x, bias))
+        attend = lambda x: self.after_attention(self.attention(x, bias))
         return self.feed_forward(layers.residual(x_BxSxD, self.norm_attention, attend, self.place))
 
+    def after_attention(self, x):
+        """What attention gives, as it is added to its residual."""
+        return layers.adapted(self.adapter_attention, _scaled(self.scale_attention, x))
+
     def feed_forward(self, x):
-        return layers.residual(x, self.norm_mlp, lambda x: _scaled(self.scale_mlp, self.mlp(x)), self.place)
+        body = lambda x: layers.adapted(self.adapter_mlp, _scaled(self.scale_mlp, self.mlp(x)))
+        return layers.residual(x, self.norm_mlp, body, self.place)
 
 
 def _scaled(factor, x):
@@ -128,7 +138,7 @@ class VideoBlock(Block):
     Args:
       side: patches along a frame's side, for BEiT's relative position bias (arXiv 2106.08254, after Swin): one number
         for each head and offset between two patches, and three for what involves the CLS. 0 for none.
-      temporal: attention over time at each location; images skip it.
+      temporal: attention over time at each location; images skip it, and it has no adapter.
         zero_init: after the block, x + s MHSA(LN x), s a scalar from zero, so that a network trained on images begins
         unchanged (VindLU, arXiv 2212.05051, and its code).
         divided: before the attention inside frames, x + W MHSA(LN x) of the patches alone; the CLS is one for the whole
@@ -138,11 +148,24 @@ class VideoBlock(Block):
     """
 
     def __init__(
-        self, width, heads, mlp_ratio, *, side: int, temporal: str, activation: str, epsilon, scale, kernel: str, dtype,
+        self,
+        width,
+        heads,
+        mlp_ratio,
+        *,
+        side: int,
+        temporal: str,
+        activation: str,
+        epsilon,
+        scale,
+        adapter: int = 0,
+        kernel: str,
+        dtype,
         rngs: nnx.Rngs,
-    ):  # fmt: skip
+    ):
         shared: dict[str, Any] = {"kernel": kernel, "dtype": dtype, "rngs": rngs}
-        super().__init__(width, heads, mlp_ratio, epsilon=epsilon, scale=scale, activation=activation, **shared)
+        form: dict[str, Any] = {"epsilon": epsilon, "scale": scale, "activation": activation, "adapter": adapter}
+        super().__init__(width, heads, mlp_ratio, **form, **shared)
         self.temporal = temporal
         self.side = side
         self.relative: Any = (
@@ -176,7 +199,7 @@ class VideoBlock(Block):
         q, k, v = self.attention.project(self.norm_attention(x))
         bias = self._bias(patches)
         mixed = self.attention.out(attention.attend(q, k, v, bias, kernel=self.attention.kernel))
-        mixed = _scaled(self.scale_attention, mixed)
+        mixed = self.after_attention(mixed)
         q, k = (z.reshape(b, t, s, *z.shape[-2:]) for z in (q, k))
         if bias is not None:  # what it adds to the row of the CLS, for each frame or for all alike
             bias = bias[:, :, 0].reshape((b, t, -1, s) if len(bias) > 1 else (1, 1, -1, s))
@@ -196,7 +219,7 @@ class VideoBlock(Block):
         x = jnp.concatenate([cls, patches], axis=2)
         mixed = self.attention(sequences(self.norm_attention(x), "frame"), bias).reshape(x.shape)
         one = jnp.broadcast_to(mixed[:, :, :1].mean(1, keepdims=True), cls.shape)
-        return self.feed_forward(x + _scaled(self.scale_attention, jnp.concatenate([one, mixed[:, :, 1:]], axis=2)))
+        return self.feed_forward(x + self.after_attention(jnp.concatenate([one, mixed[:, :, 1:]], axis=2)))
 
     def _bias(self, patches):
         """float32 `[B * T or 1, A, S, S]`, None without a table."""
@@ -261,6 +284,7 @@ class VideoEncoder(nnx.Module):
             "activation": v.activation,
             "epsilon": v.norm_epsilon,
             "scale": v.layer_scale,
+            "adapter": layers.adapter_width(config, "vision"),
         }
 
         def make(r):
