@@ -225,6 +225,9 @@ def defaults() -> ml_collections.ConfigDict:
     w.vtm = 1.0  # video-text matching with hard negatives
     w.mlm = 1.0  # masked language modelling
     w.mvm = 1.0  # masked video modelling: pixels of the hidden patches
+    # No weight: share of the contrastive targets that a teacher gives, the moving average of the parameters, [0, 1]
+    # (ALBEF's alpha of momentum distillation; there it rises to 0.4 in the first epoch). Needs optimizer.ema_decay.
+    w.distill = 0.0
     # No weight: hard negatives are drawn among so many consecutive examples of a micro-batch, as in ALBEF's and
     # Singularity's code among those of one GPU; 0: among all. Where each device has whole groups, no clip's tokens
     # leave their device.
@@ -249,7 +252,7 @@ def defaults() -> ml_collections.ConfigDict:
     # being layer 0, and what follows the blocks layer L; 1 switches it off.
     o.layer_decay = 1.0
     o.layer_decay_stacks = ("(recipe/)?vision",)  # regular expressions: modules with blocks that it holds for
-    o.ema_decay = 0.0  # exponential moving average of the parameters, used by evaluation; 0 switches it off
+    o.ema_decay = 0.0  # exponential moving average of the parameters, for evaluation and loss.distill; 0: none
 
     # -- Mesh: sizes of the axes; their product is the number of devices, one may be -1 (the rest). On the command line
     # --config.mesh=NAME sets all four (vlp_jax/meshes.py).

@@ -25,7 +25,7 @@ class TrainState:
     Attributes:
       params: the model's parameters, float32.
       opt_state: the optimiser's state, sharded as the parameters.
-      ema: moving average of the parameters, or None.
+      ema: moving average of the parameters, or None; evaluation uses it, and losses that have a teacher.
     """
 
     params: Any
@@ -117,30 +117,34 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
     # By selection, not by adding zeros: frozen parameters keep every bit.
     only_trained = lambda new, old: jax.tree.map(lambda trains, new, old: new if trains else old, trains, new, old)
 
-    def loss_of(params, batch):
+    model = lambda params: nnx.merge(run.graph, sharding.gathered(params, run.config.mesh.rules))
+
+    def loss_of(params, batch, average):
         # Made here, in the program: the devices that it is compiled for need not be there. 0 is the parameters' own.
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        out = nnx.merge(run.graph, sharding.gathered(params, run.config.mesh.rules)).loss(batch, key, masked)
+        # Gradients are those of `params` alone: what teaches is a constant.
+        teacher = {"teacher": model(average)} if config.loss.distill else {}
+        out = model(params).loss(batch, key, masked, **teacher)
         sums = {"terms": out.terms, "measurements": out.measurements}
         return out.loss, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sums)
 
-    def gradients(params, batch):
-        parts = config.accumulate_steps
+    def gradients(params, batch, average):
+        parts, of = config.accumulate_steps, jax.value_and_grad(loss_of, has_aux=True)
         if parts == 1:
-            return jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+            return of(params, batch, average)
         # Every parts-th row, so that a micro-batch lies on all devices as the batch does.
         micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
 
         def add(total, batch):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of, has_aux=True)(params, batch)), None
+            return jax.tree.map(jnp.add, total, of(params, batch, average)), None
 
-        shapes = jax.eval_shape(jax.value_and_grad(loss_of, has_aux=True), params, jax.tree.map(lambda x: x[0], micro))
+        shapes = jax.eval_shape(of, params, jax.tree.map(lambda x: x[0], micro), average)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         ((loss, sums), grads), _ = jax.lax.scan(add, zeros, micro)
         return (loss / parts, sums), jax.tree.map(lambda g: g / parts, grads)
 
     def step(state, batch, good):
-        (loss, sums), grads = gradients(state.params, batch)
+        (loss, sums), grads = gradients(state.params, batch, state.ema)
         # Nothing reads the other gradients, so that XLA drops what computes them.
         grads = only_trained(grads, jax.tree.map(jnp.zeros_like, grads))
         grad_norm = optax.tree.norm(grads)

@@ -80,6 +80,7 @@ _RANGES = {
     "model.adapters.reduction": (0, True, None, True),
     "similarity_rows": (0, True, None, True),
     "model.vision.time_slots": (0, True, None, True),
+    "loss.distill": (0, True, 1, True),
     "loss.vtc": (0, True, None, True),
     "loss.vtm": (0, True, None, True),
     "loss.vtm_group": (0, True, None, True),
@@ -293,6 +294,13 @@ def _validate_model(c):
         raise UserError(
             f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
             "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
+        )
+    if c.loss.distill and (not c.optimizer.ema_decay or not c.loss.vtc or c.task.kind != "pretrain"):
+        raise UserError(
+            f"config.loss.distill = {c.loss.distill} with config.optimizer.ema_decay = {c.optimizer.ema_decay}, "
+            f"config.loss.vtc = {c.loss.vtc} and config.task.kind = {c.task.kind!r}: the teacher is the moving "
+            "average, and what it teaches the contrastive loss of task.kind pretrain; set ema_decay (ALBEF: 0.995) and "
+            "loss.vtc above 0, or loss.distill=0"
         )
     for tower in ("text", "vision"):
         if m[tower].init_from and c.init_from:

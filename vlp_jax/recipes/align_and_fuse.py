@@ -124,22 +124,27 @@ class AlignAndFuse(nnx.Module):
         both = self.text(ids, jnp.repeat(batch.text_mask, 2, axis=0)).reshape(b, 2, length, -1)
         return Words(both[:, 0], both[:, 1], chosen)
 
-    def contrast(self, video: EncodedVideo, words: Words, batch: Batch) -> Contrast:
-        """VTC: the clips against the texts of the whole batch."""
+    def taught(self, teacher: Any, video: EncodedVideo, batch: Batch) -> contrastive.Similarities:
+        """The teacher's similarities of the batch, for `contrast`; at this model's temperature, as in ALBEF's code.
+
+        Args:
+          teacher: this model with the moving average of its parameters.
+          video: the batch's clips, encoded by the teacher.
+        """
+        words = teacher.text(batch.text_ids, batch.text_mask)
+        return teacher._similarities(video, words, self._temperature(), batch)
+
+    def contrast(
+        self, video: EncodedVideo, words: Words, batch: Batch, taught: contrastive.Similarities | None = None
+    ) -> Contrast:
+        """VTC: the clips against the texts of the whole batch; `taught` has a share of the targets, `loss.distill`."""
         out, w = Contrast(), self.config.loss
         if not (w.vtc or w.vtm):
             return out
         temperature = self._temperature()
-        out.pairs = contrastive.Similarities(
-            self._embed(video),
-            self._embed_words(words.whole, batch.text_mask),
-            temperature,
-            batch.positive_id,
-            batch.valid,
-            self.config.similarity_rows,
-        )
+        out.pairs = self._similarities(video, words.whole, temperature, batch)
         if w.vtc:
-            out.terms["vtc"] = contrastive.vtc(out.pairs)
+            out.terms["vtc"] = contrastive.vtc(out.pairs, taught, w.distill)
             out.measurements["vtc_recall_at_1"] = contrastive.recall_at_1(out.pairs)
             out.measurements["temperature"] = (temperature, jnp.float32(1))
         return out
@@ -247,6 +252,16 @@ class AlignAndFuse(nnx.Module):
         return frames, jnp.zeros(frames.shape, jnp.float32), jnp.zeros(frames.shape, jnp.float32)
 
     # -- Helpers -------------------------------------------------------------------------------------------------------
+
+    def _similarities(self, video: EncodedVideo, words_BxLxD, temperature, batch: Batch) -> contrastive.Similarities:
+        return contrastive.Similarities(
+            self._embed(video),
+            self._embed_words(words_BxLxD, batch.text_mask),
+            temperature,
+            batch.positive_id,
+            batch.valid,
+            self.config.similarity_rows,
+        )
 
     def _embed(self, video: EncodedVideo):
         return self._project(video.pooled(self.config.model.vision.pool))

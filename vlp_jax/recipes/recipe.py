@@ -1,7 +1,9 @@
 """What a recipe must offer, and what it can offer.
 
 A recipe is an `nnx.Module` built from shared parts. It always has `loss(batch, key) -> Outputs`. The protocols below
-are its capabilities; evaluators ask for one with `require` and refuse, by name, a recipe that lacks it.
+are its capabilities; evaluators ask for one with `require` and refuse, by name, a recipe that lacks it. Where
+`config.loss.distill` is set, `loss` also gets `teacher`, the recipe with the moving average of its parameters; a recipe
+that has no use for it lists `loss.distill` in FIXED.
 """
 
 import importlib

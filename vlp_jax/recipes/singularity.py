@@ -49,7 +49,7 @@ class Singularity(AlignAndFuse):
         dtype = layers.compute_dtype(config.compute_dtype)
         self.temporal: Any = TemporalEncoder(config, dtype=dtype, rngs=rngs) if config.model.temporal.layers else None
 
-    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs:
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True, teacher: Any = None) -> Outputs:
         """The weighted sum of VTC, VTM and MLM on one batch; the video is never masked."""
         del masked
         key_of = self.key_of(batch, key)
@@ -57,9 +57,10 @@ class Singularity(AlignAndFuse):
         # Encode the frames, each by itself; then look over time, where the variant does.
         video = self.encode_video(batch.video)
 
-        # Encode the words, once whole and once masked; contrast.
+        # Encode the words, once whole and once masked; contrast, towards what a teacher sees where there is one.
         words = self.read(batch, key_of(1))
-        contrast = self.contrast(video, words, batch)
+        taught = None if teacher is None else self.taught(teacher, teacher.encode_video(batch.video), batch)
+        contrast = self.contrast(video, words, batch, taught)
 
         # Fuse all frames with the true, the hard-negative and the masked words.
         fused = self.match_and_complete(video, words, contrast, batch, key_of)

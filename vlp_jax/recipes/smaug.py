@@ -67,7 +67,7 @@ class Smaug(AlignAndFuse):
         )
         self.decoder: Any = PixelDecoder(config, dtype=dtype, rngs=rngs) if config.loss.mvm else None
 
-    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs:
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True, teacher: Any = None) -> Outputs:
         """The weighted sum of VTC, VTM, MLM and MVM on one batch; masks are drawn from (key, batch.index).
 
         With `masked` False the video is seen whole and there is no MVM: unmasked tuning closes the gap between
@@ -77,11 +77,14 @@ class Smaug(AlignAndFuse):
 
         # Sample the visible patches; encode them, pruning inside.
         mask = self._sample_mask(key_of(0), batch.video) if masked else None
-        video = self.vision(batch.video, mask.visible if mask else None)
+        visible = mask.visible if mask else None
+        video = self.vision(batch.video, visible)
 
-        # Encode the words, once whole and once masked; contrast.
+        # Encode the words, once whole and once masked; contrast, towards what a teacher makes of the same visible
+        # patches and whole words where there is one.
         words = self.read(batch, key_of(1))
-        contrast = self.contrast(video, words, batch)
+        taught = None if teacher is None else self.taught(teacher, teacher.vision(batch.video, visible), batch)
+        contrast = self.contrast(video, words, batch, taught)
 
         # For each pair, score frames by the text and keep the best (`select`); fuse the kept tokens with the true, the
         # hard-negative and the masked words.

@@ -34,7 +34,7 @@ class Vindlu(AlignAndFuse):
         "evaluation.ensemble": "concat",
     }
 
-    def loss(self, batch: Batch, key: jax.Array, masked: bool = True) -> Outputs:
+    def loss(self, batch: Batch, key: jax.Array, masked: bool = True, teacher: Any = None) -> Outputs:
         """The weighted sum of VTC, VTM and MLM on one batch of videos or of images; nothing of them is masked."""
         del masked
         key_of = self.key_of(batch, key)
@@ -42,9 +42,10 @@ class Vindlu(AlignAndFuse):
         # Encode the frames, each block looking over time at its end.
         video = self.encode_video(batch.video)
 
-        # Encode the words, once whole and once masked; contrast.
+        # Encode the words, once whole and once masked; contrast, towards what a teacher sees where there is one.
         words = self.read(batch, key_of(1))
-        contrast = self.contrast(video, words, batch)
+        taught = None if teacher is None else self.taught(teacher, teacher.encode_video(batch.video), batch)
+        contrast = self.contrast(video, words, batch, taught)
 
         # Fuse all frames with the true, the hard-negative and the masked words.
         fused = self.match_and_complete(video, words, contrast, batch, key_of)
