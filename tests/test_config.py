@@ -95,6 +95,16 @@ BAD = [
     ({"init_may_differ": ("fusion/(",)}, ["'fusion/('", "regular expression", "unterminated"]),
     ({"input.path": ""}, ["input.path is empty", "data.moving_shapes"]),
     ({"loss.vtc": 0.0, "loss.vtm": 0.0, "loss.mlm": 0.0, "loss.mvm": 0.0}, ["every weight", "nothing to train"]),
+    ({"loss.distill": 0.4}, ["loss.distill = 0.4", "ema_decay = 0.0", "set ema_decay"]),
+    (
+        {"loss.distill": 0.4, "optimizer.ema_decay": 0.9, "loss.vtc": 0.0, "loss.vtm": 0.0},
+        ["loss.distill = 0.4", "loss.vtc = 0.0", "loss.vtc above 0"],
+    ),
+    (
+        {"loss.distill": 0.4, "optimizer.ema_decay": 0.9, "task.kind": "multiple_choice"},
+        ["distill = 0.4", "task.kind = 'multiple_choice'", "loss.distill=0"],
+    ),
+    ({"loss.distill": 1.5}, ["loss.distill", "1.5", "[0, 1]"]),
     ({"loss.vtm_group": 3}, ["loss.vtm_group = 3", "divide the 8 examples"]),
     ({"loss.vtm_group": 1}, ["loss.vtm_group = 1", "2 and more"]),
 ]

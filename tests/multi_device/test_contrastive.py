@@ -19,13 +19,17 @@ jax.config.update("jax_disable_most_optimizations", True)
 assert len(jax.devices()) == 8
 job = json.load(sys.stdin)
 B, rng = job["batch"], np.random.default_rng(0)
-video, text = (rng.normal(size=(B, job["width"])).astype(np.float32) for _ in range(2))
+video, text, *taught = (rng.normal(size=(B, job["width"])).astype(np.float32) for _ in range(4))
 ids, valid = rng.integers(0, B // 2, B).astype(np.int32), rng.random(B) < 0.9
 keys = jax.random.split(jax.random.key(0), B)
 
-def value(video, text, temperature, ids, valid, keys, rows):
-    pairs = contrastive.Similarities(contrastive.unit(video), contrastive.unit(text), temperature, ids, valid, rows)
+def value(video, text, temperature, ids, valid, keys, taught_video, taught_text, rows):
+    pairs, taught = (
+        contrastive.Similarities(contrastive.unit(v), contrastive.unit(t), temperature, ids, valid, rows)
+        for v, t in ((video, text), (taught_video, taught_text))
+    )
     total, count = contrastive.vtc(pairs)
+    total += contrastive.vtc(pairs, taught, 0.4)[0]
     drawn = matching.hard_negatives(keys, pairs)[0], matching.hard_negatives(keys, pairs.T)[0]
     return total / count, (contrastive.recall_at_1(pairs), drawn)
 
@@ -36,7 +40,7 @@ def run(rows, *args):
     out = {"loss": float(loss), "hits": [float(x) for x in hits], "drawn": [x.tolist() for x in drawn]}
     return {**out, "gradient": [np.asarray(x).tolist() for x in gradient], "hlo": compiled.as_text()}
 
-args = video, text, jnp.float32(0.1), ids, valid, keys
+args = video, text, jnp.float32(0.1), ids, valid, keys, *taught
 out = {"plain": run(0, *args)}
 for name, sizes in job["meshes"].items():
     mesh = jax.make_mesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 4)

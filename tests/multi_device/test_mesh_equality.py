@@ -35,12 +35,22 @@ RECIPES = {
     "smaug": {},
     "smaug, a row at a time": {"similarity_rows": 1},
     "groups": {"loss.vtm_group": 2},
+    # All that is set by parameter path, beside it: adapters are split as the rest, their average teaches.
+    "taught": {
+        "loss.distill": 0.4,
+        "optimizer.ema_decay": 0.5,
+        "optimizer.multipliers": ((".*/adapter_.*", 3.0),),
+        "optimizer.layer_decay": 0.5,
+        "model.adapters.reduction": 4,
+    },
     "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
     "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": "zero_init"},
 }
+RECIPES["taught, a row at a time"] = {**RECIPES["taught"], "similarity_rows": 1}
 # The neighbours share nearly every part: one mesh that uses all axes is enough for them.
 CASES = [("smaug", mesh) for mesh in MESHES]
 CASES += [("smaug, a row at a time", "data=2, fsdp=2, tensor=2")]
+CASES += [("taught", "one device"), ("taught, a row at a time", "data=2, fsdp=2, tensor=2")]
 # Groups of two lie on one device each where four share the examples, and on two where eight do.
 CASES += [("groups", mesh) for mesh in ("one device", "data=2, fsdp=2, tensor=2", "data=8")]
 CASES += [(name, mesh) for name in ("singularity", "vindlu") for mesh in ("one device", "data=2, fsdp=2, tensor=2")]

@@ -95,6 +95,51 @@ def test_vtc_survives_similarities_at_the_lowest_temperature(vtc):
     assert np.isfinite(total)
 
 
+def distilled_by_hand(logits, taught, ids, share):
+    """As `by_hand`, the targets `share` of the teacher's softmax and the rest of the even ones."""
+    total = 0.0
+    for s, q in ((logits.astype(np.float64), taught.astype(np.float64)), (logits.T, taught.T)):
+        for i in range(len(ids)):
+            same = ids == ids[i]
+            target = share * np.exp(q[i]) / np.exp(q[i]).sum() + (1 - share) * same / same.sum()
+            total -= 0.5 * (target * (s[i] - np.log(np.exp(s[i]).sum()))).sum()
+    return total
+
+
+TAUGHT = (RNG.normal(size=(B, B)) * 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_teachers_share_of_the_targets_is_its_softmax_over_the_valid_ones(pairs, share):
+    total, count = contrastive.vtc(pairs(LOGITS, IDS, VALID), pairs(TAUGHT, IDS, VALID), share)
+    rest = np.flatnonzero(VALID)
+    own = np.ix_(rest, rest)
+    np.testing.assert_allclose(total, distilled_by_hand(LOGITS[own], TAUGHT[own], IDS[rest], share), rtol=1e-5)
+    assert count == 4
+    if not share:
+        np.testing.assert_allclose(total, contrastive.vtc(pairs(LOGITS, IDS, VALID))[0], rtol=1e-6)
+
+
+def test_no_gradient_flows_into_a_teacher_and_none_is_left_where_the_student_agrees(pairs):
+    def value(s, q):
+        return contrastive.vtc(pairs(s, IDS, VALID), pairs(q, IDS, VALID), 1.0)[0]
+
+    student, teacher = jax.grad(value, argnums=(0, 1))(LOGITS, TAUGHT)
+    assert (np.asarray(teacher) == 0).all()
+    assert (np.asarray(student)[np.ix_(VALID, VALID)] != 0).all()
+    assert (np.asarray(student)[~VALID] == 0).all() and (np.asarray(student)[:, ~VALID] == 0).all()
+    np.testing.assert_allclose(jax.grad(value)(LOGITS, LOGITS), np.zeros((B, B)), atol=1e-6)
+
+
+@pytest.mark.parametrize("valid_rows", [0, 1])
+def test_a_teacher_of_no_or_one_valid_row_gives_finite_losses(pairs, valid_rows):
+    args = np.arange(B), np.arange(B) < valid_rows
+    loss = lambda s: contrastive.vtc(pairs(s, *args), pairs(TAUGHT, *args), 0.4)[0]
+    value, gradient = jax.value_and_grad(loss)(LOGITS)
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    assert np.isfinite(np.asarray(gradient)).all()
+
+
 def test_similarities_are_cosines_over_the_temperature_with_videos_in_rows():
     v, w = RNG.normal(size=(4, 3)), RNG.normal(size=(4, 3))
     expected = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.07 for b in w] for a in v])
