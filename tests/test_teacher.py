@@ -132,7 +132,7 @@ NEIGHBOUR = {**NOTHING_DRAWN, "model.vision.pool": "mean"}
 OTHERS = {
     "smaug": {"model.masking.ratio": 0.5},
     "singularity": {**NEIGHBOUR, "model.temporal.layers": 1},
-    "vindlu": {**NEIGHBOUR, "model.vision.temporal_attention": True},
+    "vindlu": {**NEIGHBOUR, "model.vision.temporal_attention": "zero_init"},
 }
 
 
