@@ -60,7 +60,7 @@ def test_a_block_adapts_what_each_sublayer_gives_before_its_residual(build_modul
 
 
 def test_a_block_that_prunes_adapts_as_others_do(build_module):
-    sizes = {"side": 0, "temporal": False, "epsilon": 1e-6, "scale": 0.0, "adapter": 2}
+    sizes = {"side": 0, "temporal": "none", "activation": "gelu", "epsilon": 1e-6, "scale": 0.0, "adapter": 2}
     block = random_module(build_module, vision.VideoBlock, 8, 2, 2.0, **sizes, kernel="xla", dtype=jnp.float32)
     x = jnp.asarray(RNG.normal(size=(2, 3, 5, 8)), jnp.float32)
     attended, _ = block.attend_and_score(x, "frame")

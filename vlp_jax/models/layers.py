@@ -45,12 +45,6 @@ def dense(
     )
 
 
-def zeros(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """An affine map that starts from zero: what it adds to a residual changes nothing at first."""
-    kernel_init = nnx.with_partitioning(nnx.initializers.zeros_init(), ("embed", None))
-    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
-
-
 class LayerNorm(nnx.LayerNorm):
     """LayerNorm over the last axis with statistics in float32, of which a backward pass keeps the input alone.
 

@@ -175,7 +175,8 @@ class VideoBlock(Block):
         self.norm_time: Any = layers.norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if over_time else None
         self.time_attention: Any = attention.SelfAttention(width, heads, **shared) if over_time else None
         self.time_scale: Any = nnx.Param(jnp.zeros(())) if temporal == "zero_init" else None
-        self.time_out: Any = layers.zeros(width, width, dtype=dtype, rngs=rngs) if temporal == "divided" else None
+        zeros = lambda: layers.dense(width, width, ("embed", None), zero=True, dtype=dtype, rngs=rngs)
+        self.time_out: Any = zeros() if temporal == "divided" else None
 
     def encode(self, x_BxTxSxD, mode: str, patches=None):
         """The whole block.
