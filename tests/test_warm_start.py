@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, sharding, state, warm_start
+from vlp_jax import checkpoint, sharding, state, tables, warm_start
 from vlp_jax.types import UserError
 
 
@@ -88,6 +88,24 @@ def test_any_other_difference_is_refused_by_name_unless_the_config_lists_it(save
     lines = str(report).splitlines()
     assert any(line.startswith("  created: ") and "video_projection 2" in line for line in lines)
     assert f"  left out (only there): decoder {len(report.left_out)}" in lines
+
+
+@pytest.mark.parametrize(("positions", "table"), [("learned", "space"), ("relative", "blocks/relative")])
+def test_a_run_of_larger_pictures_interpolates_the_places_of_patches(
+    tmp_path, tiny_config, fake_tokenizer, positions, table
+):
+    small = make(tiny_config({"model.vision.positions": positions}), fake_tokenizer, 1).params
+    value = checkpoint.by_path(small)[f"vision/{table}"]
+    noise = np.random.Generator(np.random.Philox(0)).normal(size=value.shape)
+    node = small["vision"] if positions == "learned" else small["vision"]["blocks"]
+    node[table.split("/")[-1]][...] = value + noise
+    workdir = save_as(tmp_path / "run", small)
+    fresh = make(tiny_config({"model.vision.positions": positions, "input.image_size": 32}), fake_tokenizer, 7)
+    params, report = warm_start.load(workdir, (), fresh.params)
+    name = f"vision/{table}"
+    there, here = (checkpoint.by_path(x)[name] for x in (small, params))
+    np.testing.assert_allclose(here, tables.resize(name, np.asarray(there), here.shape[-2]), rtol=1e-6)
+    assert f"{name}: 3 x 3 patches interpolated to 4 x 4" in str(report) and not np.allclose(here, 0)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, tiny_config, fake_tokenizer):

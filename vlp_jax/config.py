@@ -106,9 +106,10 @@ def defaults() -> ml_collections.ConfigDict:
     c.mixture = ml_collections.ConfigDict()
 
     # -- Start from another run's parameters: its workdir (the newest checkpoint), WORKDIR/best or
-    # WORKDIR/checkpoints/STEP; "" from random ones. Temporal position tables of another length are interpolated, of
-    # text positions the first rows are taken; every other difference is refused but for parameters whose path matches
-    # one of these regular expressions (in full): they start random, or are left out.
+    # WORKDIR/checkpoints/STEP; "" from random ones. Tables of temporal positions of another length, and of the places
+    # of patches in another grid, are interpolated, of text positions the first rows are taken; every other difference
+    # is refused but for parameters whose path matches one of these regular expressions (in full): they start random,
+    # or are left out.
     c.init_from = ""
     c.init_may_differ = ()
     # True: recipe, compute_dtype, input.image_size, input.lowercase and model.* (but model.masking.*) are those of that
@@ -135,9 +136,12 @@ def defaults() -> ml_collections.ConfigDict:
     v.positions = "sincos"
     v.layer_scale = 0.0  # what a learned factor of each sublayer's output starts from (BEiT: 0.1); 0 for none
     v.norm_epsilon = 1e-6  # of the encoder's norms; BEiT's and ViT's of transformers are 1e-12
-    # A published image encoder to start from, a Hugging Face folder or a file of weights of ViT's or BEiT's form
-    # (vlp_jax/pretrained); "" for random ones.
+    # A published image encoder to start from, a Hugging Face folder or a file of weights of ViT's or BEiT's form, by
+    # names of transformers or timm (vlp_jax/pretrained); "" for random ones.
     v.init_from = ""
+    # centre (all in the middle frame: ViViT) | mean (a share in each: I3D): what patches of one frame become where
+    # init_from is an image encoder and tubelet above 1
+    v.inflate = "centre"
     # none | sincos (fixed) | learned (a table over the T slots, from zeros); clips of another length interpolate it.
     v.time_positions = "sincos"
     # sincos: slots of the clips that the table is made for; others interpolate it. 0: as many as input.frames has.

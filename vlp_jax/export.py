@@ -1,11 +1,12 @@
-"""Writes a run's text encoder as a Hugging Face folder: `python -m vlp_jax.export --workdir DIR --out DIR`.
+"""Writes a run's text or image encoder as a Hugging Face folder: `python -m vlp_jax.export --workdir DIR --out DIR`.
 
-`transformers` loads it with equal outputs. It is the text encoder alone, as it embeds captions: the fusion's layers
-look at a video between their own, which no text model does.
+`transformers` loads it with equal outputs. Of text it is the encoder alone, as it embeds captions: the fusion's layers
+look at a video between their own, which no text model does. Of vision (`--tower vision`) it is the encoder of a frame.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -17,29 +18,45 @@ from vlp_jax.files import write_atomically
 from vlp_jax.input.sentence_piece import SentencePiece
 from vlp_jax.models import layers
 from vlp_jax.pretrained import importing
-from vlp_jax.pretrained.rules import give
+from vlp_jax.pretrained.family import Family
+from vlp_jax.pretrained.rules import Rule, give
 from vlp_jax.types import UserError
 from vlp_jax.warm_start import RECIPE
 
 FLAGS = flags.FLAGS
 
+FAMILIES = {"text": tuple(importing.TEXT), "vision": ("vit", "beit")}  # by tower, the default first
+# Of an image encoder: knob -> the one value with which it computes what those of transformers do.
+_PLAIN = {
+    "model.vision.tubelet": 1,
+    "model.vision.attention": "frame",
+    "model.vision.temporal_attention": "none",
+    "model.pruning.layers": (),
+}
+
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
-    if FLAGS.family not in importing.TEXT:
-        raise UserError(f"--family={FLAGS.family}: expected one of {', '.join(importing.TEXT)}")
+    families = FAMILIES[FLAGS.tower]
+    family = FLAGS.family or families[0]
+    if family not in families:
+        raise UserError(f"--family={family} of --tower={FLAGS.tower}: expected one of {', '.join(families)}")
     step, best = launch.chosen_checkpoint(FLAGS.checkpoint)
     workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: something is there already; name a new folder")
     run = launch.open_run(workdir, step, best=best)
-    text(run.config, run.params, FLAGS.family, out)
+    if FLAGS.tower == "vision":
+        vision(run.config, run.params, family, out)
+        print(f"the image encoder of {run.config.name}, step {run.step}, as {family} in {out}")
+        return
+    text(run.config, run.params, family, out)
     kept = "; its tokenizer is a SentencePiece model, which is not copied"
     if (name := run.tokenizer.file_name) != SentencePiece.file_name:
         write_atomically(out / name, run.tokenizer.serialized())
         kept = f", and {name}"
-    print(f"the text encoder of {run.config.name}, step {run.step}, as {FLAGS.family} in {out}{kept}")
+    print(f"the text encoder of {run.config.name}, step {run.step}, as {family} in {out}{kept}")
 
 
 def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
@@ -53,20 +70,71 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
     own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
     if "text/embedding" not in own:
         raise UserError(f"{config.name} has no text encoder: every weight of its loss that reads text is 0")
+    _check(config, "text", kind.knobs, family)
+    rules = [*kind.embedding, *kind.layer]
+    _write(config, kind, rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules}, out)
+
+
+def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
+    """Writes model.safetensors, config.json and preprocessor_config.json of the image encoder in `params`, a recipe's
+    or a task's, as it sees clips of one frame.
+
+    Args:
+      family: `vit` | `beit`.
+
+    Raises:
+      UserError: it computes what the family does not: tubelets, attention over time, pruning, other positions.
+    """
+    kind = importing.VISION[family]
+    own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
+    if "vision/embed/kernel" not in own:
+        raise UserError(f"{config.name} has no vision encoder: every weight of its loss that sees the video is 0")
+    _check(config, "vision", {**kind.knobs, **_PLAIN}, family)
+    if family == "beit" and not config.model.vision.layer_scale:
+        raise UserError(
+            f"config.model.vision.layer_scale = 0 of {config.name}: in beit it is above 0, and only a run with that "
+            "can be exported; one without is a vit, where its positions are learned"
+        )
+    # Our last norm is of the tokens, as theirs is without pooling; BEiT's own rules do without it.
+    norm = [rule for rule in importing.VISION["vit"].embedding if rule.ours.startswith("vision/norm/")]
+    rules = [*(rule for rule in kind.embedding if rule not in norm), *norm, *kind.layer]
+    values = {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules}
+    if "vision/time" in own:  # which an image sees the first row of
+        first = sharding.fetch(own["vision/time"])[0]
+        values |= {name: values[name] + first for name in ("vision/cls", "vision/embed/bias")}
+    _write(config, kind, rules, values, out)
+    half, side = [0.5] * 3, config.input.image_size
+    pixels = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": half,
+        "image_std": half,
+    }
+    write_atomically(out / "preprocessor_config.json", json.dumps(pixels, indent=1).encode())
+
+
+def _check(config: Any, tower: str, knobs: Mapping[str, Any], family: str) -> None:
+    """Refuses a run whose knobs have other values than these, and one whose tower has adapters."""
     values = config_lib.leaves(config)
-    for knob, only in kind.knobs.items():
+    for knob, only in knobs.items():
         if values[knob] != only:
             raise UserError(
                 f"config.{knob} = {values[knob]!r} of {config.name}: in {family} it is {only!r}, and only a run with "
                 "that can be exported"
             )
-    if layers.adapter_width(config, "text"):
+    if layers.adapter_width(config, tower):
         raise UserError(
-            f"config.model.adapters.reduction = {config.model.adapters.reduction} of {config.name}, whose text encoder "
-            f"has adapters: {family} has none, and only a run without them there can be exported"
+            f"config.model.adapters.reduction = {config.model.adapters.reduction} of {config.name}, whose {tower} "
+            f"encoder has adapters: {family} has none, and only a run without them there can be exported"
         )
-    rules = [*kind.embedding, *kind.layer]
-    theirs = give(rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules})
+
+
+def _write(config: Any, kind: Family, rules: list[Rule], values: dict[str, Any], out: pathlib.Path) -> None:
+    theirs = give(rules, values)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(kind.config_of(config, theirs), indent=1).encode())
     safetensors_numpy.save_file(theirs, out / "model.safetensors", metadata={"format": "pt"})
@@ -76,7 +144,9 @@ def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
     flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
     flags.DEFINE_string("out", None, "Folder to write, new or empty.", required=True)
-    flags.DEFINE_string("family", "bert", f"One of {', '.join(importing.TEXT)}: whose names the tensors get.")
+    flags.DEFINE_enum("tower", "text", list(FAMILIES), "Which encoder.")
+    known = "; ".join(f"{tower}: {', '.join(families)}" for tower, families in FAMILIES.items())
+    flags.DEFINE_string("family", None, f"Whose names the tensors get ({known}); the tower's first by default.")
     flags.DEFINE_string("checkpoint", None, "Step, or best; the newest intact one by default.")
     launch.run_app(main)
 

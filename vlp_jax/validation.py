@@ -27,6 +27,7 @@ _CHOICES = {
     "model.vision.temporal_attention": ("none", "zero_init", "divided"),
     "model.text.activation": ("gelu", "quick_gelu"),
     "model.text.pool": ("cls", "last"),
+    "model.vision.inflate": ("centre", "mean"),
     "model.vision.time_positions": ("none", "sincos", "learned"),
     "model.similarity": ("clip", "frames"),
     "input.ablate": ("", "video", "text", "order"),

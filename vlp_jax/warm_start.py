@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlp_jax import checkpoint, distributed, sharding, workdir
-from vlp_jax.models import layers
+from vlp_jax import checkpoint, distributed, sharding, tables, workdir
 from vlp_jax.types import UserError
 
 RECIPE = "recipe/"  # what the parameters of a task's recipe begin with, and those of its head
@@ -77,17 +76,19 @@ class Taken:
     """Where one parameter of the new run comes from.
 
     Attributes:
-      how: loaded | moved (from a parameter of another name) | interpolated (over time) | resized (rows of text
-        positions) | created.
+      how: loaded | moved (from a parameter of another name) | interpolated (one of `tables`) | resized (rows of text
+        positions) | inflated (patches of one frame into tubelets) | created.
       origin: its name there, or names; '' for what is created.
       shape: here.
       origin_shape: there, None for what is created.
+      note: what else was done to it, in words.
     """
 
     how: str
     origin: str
     shape: tuple[int, ...]
     origin_shape: tuple[int, ...] | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +112,22 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Every parameter with its origin and both shapes."""
         described = {
-            "loaded": lambda t: {"origin": t.origin},
-            "moved": lambda t: {"origin": t.origin},
-            "interpolated": lambda t: {
+            "loaded": lambda name, t: {"origin": t.origin},
+            "moved": lambda name, t: {"origin": t.origin},
+            "interpolated": lambda name, t: {
                 "origin": t.origin,
-                "how": f"interpolated from {t.origin_shape[0]} to {t.shape[0]} slots",
+                "how": "interpolated from {} to {} {}{}".format(*tables.described(name, t.origin_shape, t.shape)),
             },
-            "resized": lambda t: {"origin": t.origin, "how": _rows(t)},
-            "created": lambda t: {"origin": None, "how": "created"},
+            "resized": lambda name, t: {"origin": t.origin, "how": _rows(t)},
+            "inflated": lambda name, t: {"origin": t.origin},
+            "created": lambda name, t: {"origin": None, "how": "created"},
         }
         parameters = {
             name: {
-                **described[t.how](t),
+                **described[t.how](name, t),
                 "shape": list(t.shape),
                 "origin_shape": None if t.origin_shape is None else list(t.origin_shape),
+                **({"note": t.note} if t.note else {}),
             }
             for name, t in self.taken.items()
         }
@@ -144,8 +147,10 @@ class Report:
         for name in by_how["interpolated"]:
             t = self.taken[name]
             assert t.origin_shape is not None
-            lines.append(f"{name}: {t.origin_shape[0]} slots interpolated to {t.shape[0]}")
+            there, here, unit, method = tables.described(name, t.origin_shape, t.shape)
+            lines.append(f"{name}: {there} {unit} interpolated to {here}{method}")
         lines += [f"{name}: {_rows(self.taken[name])}" for name in by_how["resized"]]
+        lines += [f"{name}: {t.note}" for name, t in self.taken.items() if t.note]
         if by_how["created"]:
             lines.append(f"created: {_by_module(by_how['created'])}")
         differing = [f"{name} {why}" for name, why in sorted(self.why_created.items()) if "there and" in why]
@@ -166,9 +171,9 @@ def load(
     """Returns `params` with another run's values, and a report of what was done.
 
     The values are those that evaluation of that run uses (its moving average where it has one). Parameters of a task's
-    recipe, `recipe/x`, are those named `x` of a pre-training run, in either direction. Two tables follow the config's
-    lengths: temporal positions (`.../time`) are interpolated (`layers.interpolate_time`); of text positions
-    (`.../position`) the first rows are taken, as prefixes of BERT's 512 are, and rows beyond those there begin anew.
+    recipe, `recipe/x`, are those named `x` of a pre-training run, in either direction. Tables follow the config's
+    sizes: those of time and of the places of patches are interpolated (`tables`); of text positions (`.../position`)
+    the first rows are taken, as prefixes of BERT's 512 are, and rows beyond those there begin anew.
 
     Args:
       init_from: as `find`.
@@ -221,7 +226,7 @@ def load(
             continue
         value, own = values[there[t.origin]], here[name]
         if t.how == "interpolated":
-            value = layers.interpolate_time(value, t.shape[0])
+            value = tables.resize(name, sharding.fetch(value), t.shape[-2])
         elif t.how == "resized":
             value = jnp.concatenate([value[: t.shape[0]], sharding.fetch(own)[value.shape[0] :]])
         elif t.origin in given:
@@ -287,8 +292,10 @@ def _fits(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> str:
     """How a parameter is taken from one of shape `there`; '' where it cannot be."""
     if there == here:
         return "loaded"
-    table = {"time": "interpolated", "position": "resized"}.get(name.rsplit("/", 1)[-1], "")
-    return table if len(there) == 2 and there[1:] == here[1:] else ""
+    if tables.can_resize(name, there, here):
+        return "interpolated"
+    text = name.rsplit("/", 1)[-1] == "position" and len(there) == 2 and there[1:] == here[1:]
+    return "resized" if text else ""
 
 
 def _rows(t: Taken) -> str:
@@ -300,8 +307,9 @@ def _rows(t: Taken) -> str:
 
 
 def _module(name: str) -> str:
-    """`recipe/text/blocks/x` -> `recipe/text`, `head/blocks/x` -> `head/blocks`, `text/blocks/x` -> `text`."""
-    parts = name.split("/")
+    """`recipe/text/blocks/x` -> `recipe/text`, `head/blocks/x` -> `head/blocks`, `text/blocks/x` -> `text`; of a
+    published file, `blocks.0.x` -> `blocks`."""
+    parts = name.split("/" if "/" in name else ".")
     return "/".join(parts[: 2 if name.startswith((RECIPE, HEAD)) else 1])
 
 

@@ -33,6 +33,40 @@ def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, fa
     assert not report.left_out
 
 
+PLAIN = {"model.pruning.layers": ()}
+VISION = {
+    "vit": {"model.vision.positions": "learned", **PLAIN},
+    "beit": {"model.vision.positions": "relative", "model.vision.layer_scale": 0.1, **PLAIN},
+}
+
+
+@pytest.mark.parametrize("family", list(VISION))
+def test_what_is_written_starts_the_same_image_encoder_again(create, tmp_path, family):
+    config, params = create(VISION[family])
+    export.vision(config, params, family, tmp_path / "out")
+    there = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert there["model_type"] == family and there["image_size"] == 24
+    other, fresh = create({**VISION[family], "model.vision.init_from": str(tmp_path / "out")}, seed=1)
+    after, report = importing.tower("vision", other, fresh)
+    before = checkpoint.by_path(params)
+    for name, value in checkpoint.by_path(after).items():
+        if name.startswith("vision/") and report.taken[name].how != "created":
+            np.testing.assert_array_equal(value, before[name])
+    assert "beside it" not in str(report)  # its pixels are said, too
+
+
+def test_an_image_encoder_that_no_image_model_is_is_refused(create, tmp_path):
+    for changes, family, words in (
+        ({"model.vision.positions": "sincos"}, "vit", "positions = 'sincos' .*: in vit it is 'learned'"),
+        ({"model.pruning.layers": (1,)}, "vit", r"pruning.layers = \(1,\) .*: in vit it is \(\)"),
+        ({"model.vision.tubelet": 3, "model.selection.frames": 0}, "vit", "tubelet = 3 .*: in vit it is 1"),
+        ({"model.vision.layer_scale": 0.0}, "beit", "layer_scale = 0 .*: in beit it is above 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export.vision(*create({**VISION[family], **changes}), family, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_norms_before_the_blocks_other_epsilons_adapters_and_models_without_text_are_refused(create, tmp_path):
     for changes, family, words in (
         ({}, "bert", "norm = 'pre' .*: in bert it is 'post'"),

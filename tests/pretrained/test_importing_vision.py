@@ -2,13 +2,17 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint, validation
-from vlp_jax.pretrained import importing
-from vlp_jax.pretrained.rules import give
+from vlp_jax import checkpoint, tables, validation
+from vlp_jax.models import layers
+from vlp_jax.models.vision import VideoEncoder
+from vlp_jax.pretrained import importing, rules, weights
+from vlp_jax.pretrained.rules import GRID, Rule, give
 from vlp_jax.types import UserError
 
 DECODER = {"model.decoder.from_file": True, "loss.mvm": 1.0}
@@ -114,7 +118,6 @@ def test_the_family_is_known_by_its_names_where_there_is_no_config(create, writt
     ("family", "changes", "words"),
     [
         ("vit", {"patch_size": 4}, r"patch_size = 8.*set --config.model.vision.patch_size=4"),
-        ("vit", {"image_size": 48}, r"set --config.input.image_size=48"),
         ("vit", {"num_hidden_layers": 12}, r"has 12 layers, config.model.vision.layers = 3: set it to 12"),
         ("beit", {"use_shared_relative_position_bias": True}, r"use_shared_relative_position_bias = True"),
         ("beit", {"layer_scale_init_value": 1e-5}, r"set --config.model.vision.layer_scale=1e-05"),
@@ -152,11 +155,31 @@ def test_a_decoder_is_refused_of_a_family_without_and_of_another_size(create, wr
         importing.towers(config, params)
 
 
-def test_another_grid_stops_with_both_shapes(create, written):
+@pytest.mark.parametrize("family", ["vit", "beit", "vit_mae", "timesformer", "clip"])
+def test_positions_of_another_grid_are_interpolated_and_said(create, written, family):
+    folder, ours = written(family)
+    config, params = create({**FORMS[family], "model.vision.init_from": str(folder), "input.image_size": 32})
+    new, reports = importing.towers(config, params)
+    after = checkpoint.by_path(new)
+    name, way, rows = "vision/space", "bicubic", 1 + 4 * 4
+    if family == "beit":
+        name, way, rows = "vision/blocks/relative", "bilinear in their offsets", 7 * 7 + 3
+    np.testing.assert_array_equal(after[name], tables.resize(name, ours[name], rows))
+    np.testing.assert_array_equal(after["vision/cls"], ours["vision/cls"])
+    assert f"{name}: 3 x 3 patches interpolated to 4 x 4, {way}" in str(reports["vision"])
+    listed = reports["vision"].to_json()["parameters"][name]
+    assert listed["how"] == f"interpolated from 3 x 3 to 4 x 4 patches, {way}"
+    assert listed["origin_shape"] == list(ours[name].shape) and listed["shape"] == list(after[name].shape)
+
+
+def test_a_table_that_is_no_square_grid_stops_with_both_shapes(create, written):
     folder, _ = written("vit")
-    (folder / "config.json").unlink()
-    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder), "input.image_size": 32})
-    with pytest.raises(UserError, match=r"position_embeddings is \[1, 10, 16\], vision/space needs \[1, 17, 16\]"):
+    tensors = safetensors_numpy.load_file(folder / "model.safetensors")
+    tensors["embeddings.position_embeddings"] = np.ones((1, 12, 16), np.float32)
+    safetensors_numpy.save_file(tensors, folder / "model.safetensors")
+    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
+    words = r"position_embeddings is \[1, 12, 16\], vision/space needs \[1, 10, 16\], or a table of other patches"
+    with pytest.raises(UserError, match=words):
         importing.towers(config, params)
 
 
@@ -173,6 +196,52 @@ def test_pixels_of_another_mean_are_folded_into_the_patches(create, written):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_trained_encoder_is_refused_before_anything_is_made(tiny_config):
-    with pytest.raises(UserError, match=r"vision.init_from = 'vit' with config.init_from = 'run'"):
-        validation.validate(tiny_config({"model.vision.init_from": "vit", "init_from": "run"}))
+def test_a_trained_encoder_and_unknown_inflation_are_refused_before_anything_is_made(tiny_config):
+    for changes, words in (
+        ({"init_from": "run"}, r"vision.init_from = 'vit' with config.init_from = 'run'"),
+        (
+            {"model.vision.inflate": "center"},
+            r"inflate = 'center': expected one of centre, mean; did you mean 'centre'",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            validation.validate(tiny_config({"model.vision.init_from": "vit", **changes}))
+
+
+def started(create, folder, changes):
+    """The video encoder of a new run that started from a folder, and the report."""
+    config, params = create({"model.vision.init_from": str(folder), "model.pruning.layers": (), **changes})
+    new, reports = importing.towers(config, params)
+    with nnx.use_eager_sharding(False):
+        encoder = VideoEncoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    nnx.update(encoder, new["vision"])
+    return encoder, reports["vision"]
+
+
+@pytest.mark.parametrize("how", ["centre", "mean"])
+@pytest.mark.parametrize(("family", "tubelet"), [("vit", 3), ("beit", 2)])
+def test_a_clip_of_equal_frames_has_the_tokens_of_the_image(create, written, family, tubelet, how):
+    folder, _ = written(family)
+    numbers = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}  # of other pixels, too
+    (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
+    still = {**FORMS[family], "model.vision.time_positions": "none", "model.selection.frames": 0}
+    image, _ = started(create, folder, {**still, "input.frames": 1})
+    changes = {"input.frames": 2 * tubelet, "model.vision.tubelet": tubelet, "model.vision.inflate": how}
+    video, report = started(create, folder, {**still, **changes})
+    frame = np.random.Generator(np.random.Philox(0)).integers(0, 256, (2, 1, 24, 24, 3), np.uint8)
+    expected = np.broadcast_to(image(frame).tokens, (2, 2, 10, 16))
+    np.testing.assert_allclose(video(frame.repeat(2 * tubelet, 1)).tokens, expected, rtol=1e-4, atol=1e-4)
+    assert f"vision/embed/kernel: patches of one frame inflated to {tubelet}, " in str(report)
+    assert report.taken["vision/embed/kernel"].how == "inflated"
+    zero = [not np.any(x) for x in np.split(np.asarray(video.embed.kernel[...]), tubelet)]
+    assert zero == ([i != tubelet // 2 for i in range(tubelet)] if how == "centre" else [False] * tubelet)
+
+
+def test_a_table_over_time_is_interpolated_as_clips_of_another_length_are(tmp_path):
+    rule = Rule("vision/time", ("time",), GRID)  # theirs `[1, T, D]`
+    there = np.random.Generator(np.random.Philox(0)).normal(size=(1, 4, 8)).astype(np.float32)
+    safetensors_numpy.save_file({"time": there}, tmp_path / "x.safetensors")
+    tensors, _ = weights.open_weights(str(tmp_path / "x.safetensors"))
+    rules.check([rule], {rule.ours: (6, 8)}, tensors, lambda name: name)
+    got = rules.take(rule, (6, 8), tensors, {"time": "time"})
+    np.testing.assert_array_equal(got, layers.interpolate_time(there[0], 6))

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.parity import error, root_mean_square, saved_gradients, shake
-from vlp_jax import checkpoint
+from vlp_jax import checkpoint, export, tables
 from vlp_jax import config as config_lib
 from vlp_jax.models.vision import VideoEncoder
 from vlp_jax.pretrained import importing
@@ -101,13 +101,14 @@ class Tower(nnx.Module):
         return tokens
 
 
-def settings(family, size, folder):
+def settings(family, size, folder, **changes):
     width, heads, depth, pixels, patch, _ = SIZES[size]
-    kind, theirs = importing.VISION[family], json.loads((folder / "config.json").read_text())
+    kind, theirs = importing.VISION[family], {"layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+    theirs |= json.loads((folder / "config.json").read_text()) if folder and folder.is_dir() else {}
     base = config_lib.update(
         config_lib.defaults(),
         {
-            "model.vision.init_from": str(folder),
+            "model.vision.init_from": str(folder or ""),
             "model.vision.width": width,
             "model.vision.heads": heads,
             "model.vision.layers": depth,
@@ -122,19 +123,20 @@ def settings(family, size, folder):
     )
     config = config_lib.update(base, {**kind.knobs, **OURS.get(family, {})})
     config.input.frames = FRAMES * config.model.vision.tubelet
-    return config
+    return config_lib.update(config, changes)
 
 
-def ours(family, size, folder, dtype=jnp.float32):
-    config = settings(family, size, folder)
+def ours(family, size, folder, dtype=jnp.float32, **changes):
+    config = settings(family, size, folder, **changes)
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Tower(config, dtype=dtype, rngs=nnx.Rngs(0)))
     params, report = importing.tower("vision", config, params)
     return graph, params, report
 
 
-def clips(family, size):
-    _, _, _, pixels, _, count = SIZES[size]
+def clips(family, size, pixels=None):
+    _, _, _, own, _, count = SIZES[size]
+    pixels = pixels or own
     rng = np.random.Generator(np.random.Philox(2))
     frames = FRAMES * (2 if family == "videomae" else 1)
     return rng.integers(0, 256, (count, frames, pixels, pixels, 3), np.uint8)
@@ -198,6 +200,58 @@ def test_vision_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
     # At most 9.8e-3 where it was measured; the compiler for another CPU rounds elsewhere.
     assert max(errors) < (1e-2 if size == "small" else 1.2e-2), errors
     print(f"{family} {size}: bfloat16, root mean square {max(errors):.1e}")
+
+
+@pytest.mark.parametrize("pixels", [32, 80])
+@pytest.mark.parametrize("family", ["vit", "beit", "clip"])
+def test_vision_parity_of_every_layer_in_another_grid(family, pixels, tmp_path):
+    model, video = theirs(family, "small"), clips(family, "small", pixels)
+    model.save_pretrained(tmp_path)
+    graph, params, report = ours(family, "small", tmp_path, **{"input.image_size": pixels})
+    assert "interpolated" in str(report)
+    with torch.no_grad():
+        out = model(images(video), output_hidden_states=True, interpolate_pos_encoding=True)
+    got = jax.jit(lambda p: nnx.merge(graph, p).hidden(video))(params)
+    errors = [error(as_theirs(family, a), b.numpy()) for a, b in zip(got, out.hidden_states[1:])]
+    assert len(errors) == 3 and max(errors) < 1e-5, errors
+
+
+@pytest.mark.parametrize("time", ["none", "learned"])
+@pytest.mark.parametrize("family", ["vit", "beit"])
+def test_parity_of_an_exported_image_encoder(family, time, tmp_path):
+    changes = {"model.vision.init_from": "", "input.frames": 1, "model.vision.time_positions": time}
+    config = settings(family, "small", None, **changes)
+    with nnx.use_eager_sharding(False):
+        graph, params = nnx.split(Tower(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    rng = np.random.Generator(np.random.Philox(4))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    export.vision(config, params, family, tmp_path / "out")
+    model, loading = transformers.AutoModel.from_pretrained(
+        tmp_path / "out", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    video = clips(family, "small")[:, :1]
+    prepare = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", use_fast=False)
+    pixels = prepare(list(video[:, 0]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.eval()(pixels).last_hidden_state.numpy()
+    tokens = jax.jit(lambda p: nnx.merge(graph, p).vision(video).tokens)(params)
+    assert error(np.asarray(tokens)[:, 0], expected) < 1e-5
+
+
+@pytest.mark.parametrize(("there", "here"), [(14, 24), (14, 7), (3, 5), (5, 5)])
+@pytest.mark.parametrize(("kind", "mode"), [("space", "bicubic"), ("relative", "bilinear")])
+def test_parity_of_tables_with_torch(kind, mode, there, here):
+    old, new = (side if kind == "space" else 2 * side - 1 for side in (there, here))
+    others = 1 if kind == "space" else 3
+    grid = np.random.Generator(np.random.Philox(0)).normal(size=(old, old, 4)).astype(np.float32)
+    kept = np.ones((others, 4), np.float32)
+    parts = [kept, grid.reshape(-1, 4)] if kind == "space" else [grid.reshape(-1, 4), kept]
+    got = tables.resize(kind, np.concatenate(parts), new * new + others)
+    got = got[1:] if kind == "space" else got[:-3]
+    way = {"size": (new, new), "mode": mode, "align_corners": False}
+    expected = torch.nn.functional.interpolate(torch.tensor(grid.transpose(2, 0, 1)[None]), **way)
+    np.testing.assert_allclose(got.reshape(new, new, 4), expected[0].numpy().transpose(1, 2, 0), atol=1e-5)
 
 
 def test_parity_of_a_model_of_other_pixels(tmp_path):

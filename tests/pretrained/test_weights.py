@@ -135,6 +135,19 @@ def test_files_are_read_by_themselves_too(tmp_path, save):
         assert config == {}
 
 
+def test_of_a_checkpoint_that_nests_its_model_the_first_known_key_is_taken_and_said(tmp_path, save):
+    x, other = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
+    for inside, tree in (
+        ((), {"x": whole(x)}),
+        (("model",), {"step": whole(other), "model": {"x": whole(x)}, "optimizer": {"y": whole(other)}}),
+        (("state_dict",), {"state_dict": {"x": whole(x)}, "model_ema": {"x": whole(other)}}),
+        (("model", "module"), {"model": {"module": {"x": whole(x)}}}),
+    ):
+        tensors = torch_zip.TorchZip(save(tmp_path / "a.pth", tree))
+        assert tensors.inside == inside
+        assert_holds(tensors, {"x": x})
+
+
 def test_views_of_one_storage_are_read_where_they_lie(tmp_path, save):
     base = np.arange(24, dtype=np.float32)
     tree = {

@@ -39,4 +39,5 @@ FAMILY = VisionFamily(
         "model.vision.norm_embedding": False,
         "model.vision.positions": "relative",
     },
+    others={"architectures": ["BeitModel"], "num_channels": 3, "use_mean_pooling": False},
 )

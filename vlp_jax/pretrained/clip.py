@@ -58,7 +58,7 @@ VISION = VisionFamily(
         Rule("temperature", ("logit_scale",), LOG_SCALE),
     ),
     ignored=(r"embeddings\.position_ids", r"text_model\..*", r"text_projection\.weight"),
-    sizes={**_sizes("vision"), "image_size": "input.image_size", "patch_size": "model.vision.patch_size"},
+    sizes={**_sizes("vision"), "patch_size": "model.vision.patch_size"},
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={},

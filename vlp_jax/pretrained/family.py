@@ -21,6 +21,7 @@ from vlp_jax.pretrained.weights import Tensors
 from vlp_jax.types import UserError
 from vlp_jax.warm_start import Report, Taken
 
+_KERNEL = "vision/embed/kernel"
 _IN_FUSION = {"text/": "fusion/", "norm_attention/": "norm_self/", "/attention/": "/self_attention/"}
 
 
@@ -88,13 +89,11 @@ class Family:
         return {name for rule in self.optional for name in rule.theirs}
 
     def check_config(self, config: Any, theirs: Mapping[str, Any], source: str) -> None:
-        """Refuses a model of another shape, by the config.json beside the weights.
+        """Refuses a model of another shape, by the config.json beside the weights, {} where there is none.
 
         Raises:
           UserError: every knob that differs, with the flag that mends it.
         """
-        if not theirs:
-            return
         theirs = {**theirs, **theirs.get(self.section, {})}
         for key, only in self.fixed.items():
             if theirs.get(key, only) != only:
@@ -144,6 +143,8 @@ class Family:
           UserError: a tensor that is missing, of another shape or type, or that nothing is known about.
         """
         there = {self.rename(name): name for name in tensors.names()}
+        depth = self._depth(there)
+        self.check_layers(depth or None, config.model[self.tower].layers, source)
         rules = self.rules(config, list(params), set(there))
         try:
             rules_lib.check(rules, params, tensors, self.rename)
@@ -154,7 +155,9 @@ class Family:
                 f"config.model.{self.tower} and config.input with that model; or fetch the file anew"
             ) from error
         used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
-        beyond = {name for i in range(self._depth(there)) for name in self.names_of_layer(i)} | self.spare()
+        layers = [set(self.names_of_layer(i)) for i in range(depth)]
+        beyond = self.spare().union(*(names for names in layers if not names & used))
+        self._check_places(params, there, depth, source)
         odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.may_ignore(), x)]
         if odd:
             shown = ", ".join(sorted(odd)[:5])
@@ -167,16 +170,31 @@ class Family:
             shape = params[rule.ours]
             values[rule.ours] = rules_lib.take(rule, shape, tensors, there)
             first = tensors.describe(there[rule.names(shape)[0][0]])[0]
-            whole = rule.how.give(np.ones(rule.own(shape), np.float32))[0].shape
-            how = "resized" if rule.how.rows and first != whole else "loaded"
-            origin = " + ".join(name.replace("{i}", "*") for name in rule.theirs)
-            taken[rule.ours] = Taken(how, origin, shape, first if how == "resized" else shape)
+            own, origin = rule.own(shape), " + ".join(name.replace("{i}", "*") for name in rule.theirs)
+            there_own = rule.origin(own, first)
+            if there_own != own:
+                whole = (*shape[: -len(own)], *there_own)
+                taken[rule.ours] = Taken("interpolated", origin, shape, whole, rule.how.note)
+            elif rule.how.rows and first != rule.stored(own)[0]:
+                taken[rule.ours] = Taken("resized", origin, shape, first)
+            else:
+                taken[rule.ours] = Taken("loaded", origin, shape, shape, rule.how.note)
         scope = (*self.scope, *{f"{rule.ours.split('/')[0]}/" for rule in rules})
         for name, shape in params.items():
             if name.startswith(scope) and name not in taken:
                 taken[name], why[name] = Taken("created", "", shape), "is not there"
         left = {name: tensors.describe(there[name])[0] for name in there if name not in used}
         return values, Report(source, None, taken, left, why)
+
+    def _check_places(self, params: Mapping[str, Any], there: Mapping[str, str], depth: int, source: str) -> None:
+        """Refuses a part of the model that ours has not, such as BEiT's layer scale where config has none."""
+        for rule in (*self.embedding, *self.layer):
+            for name in {name.format(i=i) for name in rule.theirs for i in range(depth)}:
+                if rule.ours not in params and name in there:
+                    raise UserError(
+                        f"{source} holds {name}, but this model has no {rule.ours}: compare config.model.{self.tower} "
+                        "with that model"
+                    )
 
     def names_of_layer(self, number: int) -> list[str]:
         """Names of all tensors of one layer."""
@@ -259,9 +277,11 @@ class VisionFamily(Family):
     """An encoder of images, of which each frame is one, or of clips.
 
     Attributes:
+      frames: that one of its patches spans. Those of one frame are inflated to `config.model.vision.tubelet`.
       decoder: None where it has none.
     """
 
+    frames: int = 1
     decoder: Decoder | None = None
 
     tower = "vision"
@@ -296,6 +316,37 @@ class VisionFamily(Family):
         more = () if self.decoder is None else self.decoder.rules
         theirs = [name for rule in more for name in rule.theirs if "{i}" in name]
         return super().names_of_layer(number) + [name.format(i=number) for name in theirs]
+
+    def load(
+        self, config: Any, params: Mapping[str, tuple[int, ...]], tensors: Tensors, source: str
+    ) -> tuple[dict[str, np.ndarray], Report]:
+        """As `Family`, the patches of one frame inflated to tubelets."""
+        tubelet, how = config.model.vision.tubelet, config.model.vision.inflate
+        if self.frames > 1 or tubelet == 1:
+            return super().load(config, params, tensors, source)
+        rows, width = params[_KERNEL]
+        values, report = super().load(config, {**params, _KERNEL: (rows // tubelet, width)}, tensors, source)
+        values[_KERNEL] = inflate(values[_KERNEL], tubelet, how)
+        image = report.taken[_KERNEL]
+        where = "all in the middle one" if how == "centre" else "an equal share in each"
+        note = f"patches of one frame inflated to {tubelet}, {where}"
+        report.taken[_KERNEL] = Taken("inflated", image.origin, (rows, width), image.shape, note)
+        return values, report
+
+    def config_of(self, config: Any, theirs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """As `Family`, with the size of the pictures."""
+        return super().config_of(config, theirs) | {"image_size": config.input.image_size}
+
+
+def inflate(kernel: np.ndarray, tubelet: int, how: str) -> np.ndarray:
+    """The kernel of patches of one frame for tubelets, `[P, D] -> [tubelet P, D]`: equal frames give what one gave.
+
+    Args:
+      how: `centre`, all of it in frame `tubelet // 2` (ViViT, arXiv 2103.15691, section 3.4), or `mean`, a share of
+        `1 / tubelet` in each (I3D, arXiv 1705.07750, section 2.4.1).
+    """
+    share = np.full(tubelet, 1 / tubelet) if how == "mean" else np.eye(tubelet)[tubelet // 2]
+    return np.concatenate([kernel * np.float32(x) for x in share])
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

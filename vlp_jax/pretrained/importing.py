@@ -9,8 +9,21 @@ import jax
 import numpy as np
 
 from vlp_jax import checkpoint
-from vlp_jax.pretrained import beit, bert, clip, distilbert, roberta, timesformer, video_mae, vit, vit_mae, weights
+from vlp_jax.pretrained import (
+    beit,
+    bert,
+    clip,
+    distilbert,
+    roberta,
+    timesformer,
+    timm,
+    video_mae,
+    vit,
+    vit_mae,
+    weights,
+)
 from vlp_jax.pretrained.family import Family
+from vlp_jax.pretrained.torch_zip import TorchZip
 from vlp_jax.types import UserError
 from vlp_jax.warm_start import RECIPE, Report
 
@@ -19,7 +32,7 @@ _TEXT = (bert.FAMILY, roberta.FAMILY, distilbert.FAMILY, clip.TEXT)
 _VISION = (vit_mae.FAMILY, vit.FAMILY, beit.FAMILY, video_mae.FAMILY, timesformer.FAMILY, clip.VISION)
 TEXT = {family.model_type: family for family in _TEXT}
 VISION = {family.model_type: family for family in _VISION}
-_KNOWN: dict[str, dict[str, Any]] = {"text": TEXT, "vision": VISION}
+_KNOWN: dict[str, dict[str, Any]] = {"text": TEXT, "vision": {**VISION, **timm.FAMILIES}}
 
 
 def towers(config: Any, params: Any) -> tuple[Any, dict[str, Report]]:
@@ -50,12 +63,17 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
             f"loss that needs one is 0; leave config.model.{name}.init_from empty"
         )
     tensors, theirs = weights.open_weights(source)
-    family = _family(_KNOWN[name], name, tensors, theirs, source)
-    family.check_config(config, theirs, source)
+    of_timm = name == "vision" and timm.wrote(theirs)
+    family = _family(_KNOWN[name], name, tensors, {} if of_timm else theirs, source)
+    family.check_config(config, timm.described(theirs, source) if of_timm else theirs, source)
     values, report = family.load(config, shapes, tensors, source)
     said = f"{source} ({family.model_type})"
+    if isinstance(tensors, TorchZip) and tensors.inside:
+        said += f", what lies under {'/'.join(tensors.inside)!r}"
+    if not theirs:
+        said += f", whose heads no config.json says: {config.model[name].heads} taken"
     if name == "vision":
-        said += _fold_normalisation(values, source)
+        said += _fold_normalisation(values, source, theirs)
     new = {
         path: _place(values[path.removeprefix(RECIPE)], leaf) if path.removeprefix(RECIPE) in values else leaf
         for path, leaf in here.items()
@@ -64,19 +82,27 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
     return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
 
 
-def _fold_normalisation(values: dict[str, np.ndarray], source: str) -> str:
+def _fold_normalisation(values: dict[str, np.ndarray], source: str, theirs: dict[str, Any]) -> str:
     """Lets the patch embedding take pixels of mean and deviation 0.5, as ours are, where the model was trained on
-    others (preprocessor_config.json); an affine map of its inputs goes into its weights exactly. Returns a note."""
-    file = pathlib.Path(source) / "preprocessor_config.json"
-    if not file.is_file():
-        return ""
+    others; an affine map of its inputs goes into its weights exactly. Returns a note.
+
+    They are those of preprocessor_config.json beside the weights, or of timm's config.json.
+    """
+    place = pathlib.Path(source)
+    folder = place if place.is_dir() else place.parent
+    file, of_timm = folder / "preprocessor_config.json", theirs.get("pretrained_cfg", theirs)
     try:
-        found = json.loads(file.read_bytes())
-        mean, deviation = (np.asarray(found.get(key, [0.5] * 3), np.float64) for key in ("image_mean", "image_std"))
+        if file.is_file():
+            found, keys = json.loads(file.read_bytes()), ("image_mean", "image_std")
+        elif "mean" in of_timm or "std" in of_timm:
+            file, found, keys = folder / "config.json", of_timm, ("mean", "std")
+        else:
+            return f", no {file.name} beside it: pixels of mean and deviation 0.5 expected"
+        mean, deviation = (np.asarray(found.get(key, [0.5] * 3), np.float64) for key in keys)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}); fetch it anew") from error
     if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
-        raise UserError(f"{file}: image_mean {mean} and image_std {deviation}: expected three numbers, the latter > 0")
+        raise UserError(f"{file}: {keys[0]} {mean} and {keys[1]} {deviation}: expected three numbers, the latter > 0")
     if (mean == 0.5).all() and (deviation == 0.5).all():
         return ""
     width = values["vision/embed/kernel"].shape[-1]

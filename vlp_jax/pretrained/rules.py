@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from vlp_jax import tables
 from vlp_jax.pretrained.weights import Tensors
 from vlp_jax.types import UserError
 
@@ -24,11 +25,13 @@ class Transform:
       take: (their tensors, shape of ours) -> ours.
       give: ours -> their tensors; what it returns says which shapes theirs must have.
       rows: the first axis may be longer or shorter there: a table of positions, of which the first rows are taken.
+      note: what a report says of it.
     """
 
     take: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
     give: Callable[[np.ndarray], list[np.ndarray]]
     rows: bool = False
+    note: str = ""
 
 
 SAME = Transform(lambda x, shape: x[0], lambda x: [x])
@@ -46,9 +49,6 @@ QV_BIAS = Transform(
     lambda x, shape: np.stack([x[0].reshape(shape[1:]), np.zeros(shape[1:], x[0].dtype), x[1].reshape(shape[1:])]),
     lambda x: [x[0].reshape(-1), x[2].reshape(-1)],
 )
-# The three in one: theirs `[3 A Dh, D]`, ours `[D, 3, A, Dh]`.
-FUSED_QKV = Transform(lambda x, shape: x[0].T.reshape(shape), lambda x: [x.reshape(x.shape[0], -1).T])
-FUSED_QKV_BIAS = Transform(lambda x, shape: x[0].reshape(shape), lambda x: [x.reshape(-1)])
 # A convolution over patches of one frame: theirs `[D, 3, side, side]`, ours `[side side 3, D]`.
 PATCHES = Transform(
     lambda x, shape: x[0].transpose(2, 3, 1, 0).reshape(-1, x[0].shape[0]),
@@ -71,6 +71,13 @@ def _side(kernel: np.ndarray) -> int:
 
 # The map out of the heads: theirs `[D, A Dh]`, ours `[A, Dh, D]`.
 OUT = Transform(lambda x, shape: x[0].T.reshape(shape), lambda x: [x.reshape(-1, x.shape[-1]).T])
+
+
+def fused(how: Transform) -> Transform:
+    """As `how`, of whose three tensors theirs is one, `[3 A Dh, ..]`."""
+    return Transform(
+        lambda x, shape: how.take(np.split(x[0], 3), shape), lambda x: [np.concatenate(how.give(x))], note=how.note
+    )
 
 
 def positions(offset: int = 0, types: int = 0) -> Transform:
@@ -118,6 +125,19 @@ class Rule:
         """Our shape without the axis of layers."""
         return shape[1:] if "{i}" in self.theirs[0] else shape
 
+    def stored(self, own: Shape) -> list[Shape]:
+        """Shapes of theirs that make ours of shape `own`."""
+        return [x.shape for x in self.how.give(np.broadcast_to(np.float32(1), own))]
+
+    def origin(self, own: Shape, found: Shape) -> Shape:
+        """`own` with the rows that a table of positions has there (`tables`), stored in shape `found`; `own` where it
+        is no table, or none that can be interpolated."""
+        for rows in found:
+            there = (*own[:-2], rows, *own[-1:])
+            if tables.can_resize(self.ours, there, own) and self.stored(there)[0] == found:
+                return there
+        return own
+
 
 def layer_rules(tower: str, stack: str) -> Callable[..., Rule]:
     """Makes rules of one layer: `(part of our block, *their names, how=)`.
@@ -159,7 +179,7 @@ def check(rules: Sequence[Rule], shapes: Mapping[str, Shape], tensors: Tensors, 
     for rule in rules:
         shape = shapes[rule.ours]
         own = rule.own(shape)
-        wanted = [x.shape for x in rule.how.give(np.broadcast_to(np.float32(1), own))]
+        wanted = rule.stored(own)
         for names in rule.names(shape):
             for number, (name, expected) in enumerate(zip(names, wanted)):
                 if name not in there:
@@ -171,25 +191,28 @@ def check(rules: Sequence[Rule], shapes: Mapping[str, Shape], tensors: Tensors, 
                 elif rule.how.rows and number == 0:
                     if found[1:] != expected[1:] or found[0] < expected[0]:
                         wrong.append(f"{name} is {list(found)}, {rule.ours} needs {list(expected)} or more rows")
-                elif found != expected:
-                    wrong.append(f"{name} is {list(found)}, {rule.ours} needs {list(expected)}")
+                elif found != expected and (number or rule.origin(own, found) == own):
+                    table = tables.kind(rule.ours)
+                    other = f", or a table of other {table.unit}, in a square grid" if table else ""
+                    wrong.append(f"{name} is {list(found)}, {rule.ours} needs {list(expected)}{other}")
     if wrong:
         shown = "; ".join(wrong[:8]) + (f"; ... ({len(wrong)} in all)" if len(wrong) > 8 else "")
         raise UserError(shown)
 
 
 def take(rule: Rule, shape: Shape, tensors: Tensors, there: Mapping[str, str]) -> np.ndarray:
-    """Our parameter, float32, of tensors that `check` has passed.
+    """Our parameter, float32, of tensors that `check` has passed; a table of positions interpolated to ours.
 
     Args:
       shape: ours.
       there: the name that rules use -> the one in the file.
     """
-    own = rule.own(shape)
-    pieces = [
-        rule.how.take([tensors.read(there[name]).astype(np.float32) for name in names], own)
-        for names in rule.names(shape)
-    ]
+    own, pieces = rule.own(shape), []
+    for names in rule.names(shape):
+        values = [tensors.read(there[name]).astype(np.float32) for name in names]
+        origin = rule.origin(own, values[0].shape)
+        piece = rule.how.take(values, origin)
+        pieces.append(piece if origin == own else tables.resize(rule.ours, piece, own[-2]))
     return np.stack(pieces) if "{i}" in rule.theirs[0] else pieces[0]
 
 

@@ -3,15 +3,15 @@ one CLS for the clip."""
 
 from vlp_jax.pretrained import vit
 from vlp_jax.pretrained.family import VisionFamily
-from vlp_jax.pretrained.rules import FUSED_QKV, FUSED_QKV_BIAS, GRID, LINEAR, OUT, Rule
+from vlp_jax.pretrained.rules import GRID, LINEAR, OUT, QKV, QKV_BIAS, Rule, fused
 
 _rule = vit.layer_rule
 
 
 def _attention(ours: str, theirs: str) -> tuple[Rule, ...]:
     return (
-        _rule(f"{ours}/qkv/kernel", f"{theirs}.attention.qkv.weight", how=FUSED_QKV),
-        _rule(f"{ours}/qkv/bias", f"{theirs}.attention.qkv.bias", how=FUSED_QKV_BIAS),
+        _rule(f"{ours}/qkv/kernel", f"{theirs}.attention.qkv.weight", how=fused(QKV)),
+        _rule(f"{ours}/qkv/bias", f"{theirs}.attention.qkv.bias", how=fused(QKV_BIAS)),
         _rule(f"{ours}/out/kernel", f"{theirs}.output.dense.weight", how=OUT),
         _rule(f"{ours}/out/bias", f"{theirs}.output.dense.bias"),
     )

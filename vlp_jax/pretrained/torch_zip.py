@@ -89,6 +89,9 @@ class TorchZip:
     Args:
       path: written by torch 1.6 or newer.
 
+    Attributes:
+      inside: keys of the dictionaries that the tensors lie in, such as `model`; () for a state_dict by itself.
+
     Raises:
       UserError: no such file, an older format, a damaged one, a pickle of other things than tensors, or no tensors.
     """
@@ -118,20 +121,22 @@ class TorchZip:
                 f"cannot be read as tensors alone: {error}. Save the model's state_dict() alone, or take a "
                 ".safetensors file"
             ) from error
+        self.inside: tuple[str, ...] = ()
         self._tensors = self._state(tree)
 
     def _refuse(self, why: str) -> UserError:
         return UserError(f"{self._path} {why}")
 
     def _state(self, tree: Any) -> dict[str, _Tensor]:
-        """The dictionary of tensors, which may lie inside a checkpoint's."""
+        """The dictionary of tensors, which may lie inside a checkpoint: under the first of `_WRAPPERS` that it has."""
         if isinstance(tree, dict):
+            for name in _WRAPPERS:
+                if isinstance(tree.get(name), dict):
+                    self.inside += (name,)
+                    return self._state(tree[name])
             found = {name: x for name, x in tree.items() if isinstance(x, _Tensor)}
             if found:
                 return found
-            for name in _WRAPPERS:
-                if isinstance(tree.get(name), dict):
-                    return self._state(tree[name])
         held = ", ".join(map(str, list(tree)[:5])) if isinstance(tree, dict) else type(tree).__name__
         raise self._refuse(f"holds no tensors by name, but {held}; expected a state_dict, or one as {_WRAPPERS}")
 

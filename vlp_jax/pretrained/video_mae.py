@@ -29,7 +29,7 @@ FAMILY = VisionFamily(
         Rule("vision/norm/bias", ("layernorm.bias",)),
     ),
     ignored=(r"fc_norm\..*", r"classifier\..*"),
-    sizes=vit.SIZES,
+    sizes={**vit.SIZES, "image_size": "input.image_size"},  # no table could be interpolated
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"qv_bias": True, "tubelet_size": 2},
@@ -40,6 +40,7 @@ FAMILY = VisionFamily(
         "model.vision.attention": "joint",
         "model.vision.positions": "sequence",
     },
+    frames=2,
     decoder=Decoder(
         rules=(
             Rule("decoder/embed/kernel", ("encoder_to_decoder.weight",), LINEAR),

@@ -47,7 +47,6 @@ SIZES = {
     "num_attention_heads": "model.vision.heads",
     "layer_norm_eps": "model.vision.norm_epsilon",
     "hidden_act": "model.vision.activation",
-    "image_size": "input.image_size",
     "patch_size": "model.vision.patch_size",
 }
 KNOBS = {"model.vision.cls": True, "model.vision.norm_embedding": False, "model.vision.layer_scale": 0.0}
@@ -71,4 +70,5 @@ FAMILY = VisionFamily(
     layers="num_hidden_layers",
     fixed={"qkv_bias": True},
     knobs={**KNOBS, "model.vision.positions": "learned"},
+    others={"architectures": ["ViTModel"], "num_channels": 3},
 )
