@@ -42,9 +42,10 @@ WORDS = Vocabulary(30_522)
 def random_batch(config: Any, seed: int = 0) -> Batch:
     """A full batch of noise: every caption as long as the model allows."""
     rng = np.random.default_rng(seed)
-    size, length, side = config.batch_size, config.input.max_text_tokens, config.input.image_size
+    size, length = config.batch_size, config.input.max_text_tokens
+    form, dtype = config_lib.clip_form(config.input)
     return Batch(
-        video=rng.integers(0, 256, (size, config.input.frames, side, side, 3), dtype=np.uint8),
+        video=rng.integers(0, 256, (size, *form), np.uint8).astype(dtype),
         text_ids=rng.integers(5, WORDS.vocab_size, (size, length)).astype(np.int32),
         text_mask=np.ones((size, length), bool),
         valid=np.ones(size, bool),

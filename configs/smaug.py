@@ -2,6 +2,8 @@
 
 Or append `_stage1` and `_stage2`: one frame, then four from where that ended, as Singularity trains (that SMAUG does so
 is inferred; benchmarks/cost_quality.py compares). `_stage2` is the size itself, started by `--config.init_from`.
+`_features` is SMAUG of precomputed features, without what hides, drops or rebuilds patches; `--config.input.features.*`
+says which.
 
 Launch::
 
@@ -122,7 +124,14 @@ STAGES: dict[str, dict[str, Any]] = {
     "stage2": {"init_may_differ": ("selector/.*",)},
 }
 
-VARIANTS: dict[str, dict[str, Any]] = {"": {}, "dense": DENSE, **STAGES}
+FEATURES: dict[str, Any] = {
+    **{key: value for key, value in DENSE.items() if key != "model.selection.frames"},
+    "model.vision.positions": "none",
+    # A frame of one feature has nothing to attend to but other frames.
+    "model.vision.attention": "joint",
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "dense": DENSE, "features": FEATURES, **STAGES}
 
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE}
 

@@ -105,13 +105,13 @@ def random_batch():
     def build(config, size=None, seed=0):
         rng = np.random.default_rng(seed)
         size = size or config.batch_size
-        i, length = config.input, config.input.max_text_tokens
+        length, (form, dtype) = config.input.max_text_tokens, config_lib.clip_form(config.input)
         words = rng.integers(1, length - 1, size)[:, None]
         place = np.arange(length)[None]
         ids = rng.integers(5, 64, (size, length))
         ids = np.where(place == 0, 2, np.where(place == words + 1, 3, np.where(place <= words, ids, 0)))
         return Batch(
-            video=rng.integers(0, 256, (size, i.frames, i.image_size, i.image_size, 3), np.uint8),
+            video=rng.integers(0, 256, (size, *form), np.uint8).astype(dtype),
             text_ids=ids.astype(np.int32),
             text_mask=place <= words + 1,
             valid=np.ones(size, bool),

@@ -45,6 +45,7 @@ def test_a_setting_is_read_as_a_flag_of_the_config_is(tiny_config, pair, value):
         ("input.caption_column", "expected KEY=VALUE"),
         ("input.captions=x", r"unknown config key 'input.captions'"),
         ("input.image_size=48", r"input.image_size is the checkpoint's own"),
+        ("input.features.width=512", r"input.features.width is the checkpoint's own"),
         ("loss.vtc=0", r"loss.vtc is the checkpoint's own"),
         ("input.flip=False", r"input.flip has a part in training alone$"),
         ("evaluation.token_gib=much", r"expected a number, as in 8.0"),

@@ -31,7 +31,10 @@ from vlp_jax.types import UserError
 TASKS = (*evaluators.KINDS, "reconstruction")
 
 # What --set may change besides config.evaluation: how records are found and read; the rest is the model's own.
-_MODELS_OWN = ("input.image_size", "input.max_text_tokens", "input.tokenizer", "input.lowercase", "input.frames")
+_MODELS_OWN = (
+    *("input.image_size", "input.max_text_tokens", "input.tokenizer", "input.lowercase", "input.frames"),
+    *("input.features.width", "input.features.regions", "input.features.boxes"),
+)
 
 # Flags for values of the config, which --set then does not take.
 _FLAG_OF = {

@@ -15,7 +15,8 @@ from vlp_jax.tasks import task
 from vlp_jax.types import UserError
 
 # What `config.init_model` takes from that run. Masking stays this run's own: fine-tuning sees whole clips.
-_TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", "model.")
+_FEATURES = ("input.features.width", "input.features.regions", "input.features.boxes")
+_TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", *_FEATURES, "model.")
 # Nor what that run itself started from.
 _OWN = ("model.masking.", "model.text.init_from", "model.vision.init_from")
 _BEGINNING = 2**20  # bytes of a table that tell it from others
@@ -24,9 +25,10 @@ _BEGINNING = 2**20  # bytes of a table that tell it from others
 def model_config(config: Any, given: Collection[str] = (), saved: Any = None) -> str:
     """Sets the model's part of `config` to that of the run that `config.init_from` names; returns a statement of it.
 
-    Taken are recipe, compute_dtype, input.image_size, input.lowercase and model.* but model.masking.*. What the command
-    line sets stays, and the statement says so; parameters that then do not fit are refused when they are loaded. Where
-    the selector keeps some of the frames and a clip has another number of them here, it keeps the same share.
+    Taken are recipe, compute_dtype, input.image_size, input.lowercase, input.features.* but path, and model.* but
+    model.masking.*. What the command line sets stays, and the statement says so; parameters that then do not fit are
+    refused when they are loaded. Where the selector keeps some of the frames and a clip has another number of them
+    here, it keeps the same share.
 
     Args:
       given: dotted keys that the command line sets.

@@ -27,7 +27,8 @@ class Batch:
     """One global or per-host batch; every leaf has the examples on its leading axis.
 
     Attributes:
-      video: uint8 `[B, T, H, W, 3]`, RGB in 0..255; normalised on the device.
+      video: uint8 `[B, T, H, W, 3]`, RGB in 0..255; normalised on the device. Of precomputed features
+        (`config.input.features`) float32 `[B, T, R, width + boxes]`, see `models.precomputed`.
       text_ids: int32 `[B, L]` token ids, `PAD` to the right.
       text_mask: bool `[B, L]`, True on tokens (specials included), False on padding.
       valid: bool `[B]`; False where the clip did not decode or the row is padding. Such a row takes part in no loss,

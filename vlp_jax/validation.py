@@ -11,6 +11,7 @@ import re
 import ml_collections
 
 from vlp_jax import config as config_lib
+from vlp_jax import validation_features, validation_model
 from vlp_jax.evaluation import evaluators
 from vlp_jax.input import splits
 from vlp_jax.types import UserError
@@ -22,12 +23,13 @@ _CHOICES = {
     "input.positives": ("clip", "caption"),
     "model.vision.attention": ("frame", "joint"),
     "model.vision.pool": ("cls", "mean"),
-    "model.vision.positions": ("sincos", "learned", "relative", "sequence"),
+    "model.vision.positions": ("sincos", "learned", "relative", "sequence", "none"),
     "model.vision.activation": ("gelu", "quick_gelu"),
     "model.vision.temporal_attention": ("none", "zero_init", "divided"),
     "model.text.activation": ("gelu", "quick_gelu"),
     "model.text.pool": ("cls", "last"),
     "model.vision.inflate": ("centre", "mean"),
+    "model.vision.feature_projection": ("linear", "mlp"),
     "model.vision.time_positions": ("none", "sincos", "learned"),
     "model.similarity": ("clip", "frames"),
     "input.ablate": ("", "video", "text", "order"),
@@ -63,6 +65,9 @@ _RANGES = {
     "input.clip_timeout_s": (0, False, None, True),
     "input.cache_gib": (0, True, None, True),
     "input.workers": (0, True, None, True),
+    "input.features.width": (0, True, None, True),
+    "input.features.regions": (0, True, None, True),
+    "model.vision.layers": (0, True, None, True),
     "optimizer.learning_rate": (0, False, None, True),
     "optimizer.warmup_share": (0, True, 1, False),
     "optimizer.end_share": (0, True, 1, True),
@@ -91,7 +96,7 @@ _RANGES = {
 
 _POSITIVE = (
     "batch_size accumulate_steps log_every input.frames input.image_size input.max_text_tokens input.threads "
-    "input.prefetch model.vision.patch_size model.vision.tubelet model.vision.width model.vision.layers "
+    "input.prefetch model.vision.patch_size model.vision.tubelet model.vision.width "
     "model.vision.heads model.vision.mlp_ratio model.decoder.width model.decoder.layers model.decoder.heads "
     "model.text.width model.text.layers model.text.heads model.text.mlp_ratio model.fusion.layers model.projection "
     "checkpoint.every_steps checkpoint.keep evaluation.batch_size input.max_pixels task.max_answer_tokens "
@@ -110,7 +115,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _check_pattern("init_may_differ", pattern)
     _validate_length(config)
     _validate_input(config)
-    _validate_model(config)
+    validation_model.validate(config)
     _validate_task(config)
     _validate_optimizer(config)
     _validate_evaluation(config)
@@ -177,7 +182,8 @@ def _validate_input(c):
             f"config.input.start_column = {c.input.start_column!r} and config.input.end_column = "
             f"{c.input.end_column!r}: expected the names of both columns, or of neither"
         )
-    if c.input.image_size % c.model.vision.patch_size:
+    validation_features.check_input(c)
+    if not c.input.features.width and c.input.image_size % c.model.vision.patch_size:
         raise UserError(
             f"config.input.image_size = {c.input.image_size} is not a multiple of "
             f"config.model.vision.patch_size = {c.model.vision.patch_size}"
@@ -186,170 +192,6 @@ def _validate_input(c):
         raise UserError(
             f"config.input.frames = {c.input.frames} is not a multiple of "
             f"config.model.vision.tubelet = {c.model.vision.tubelet}"
-        )
-
-
-def _validate_model(c):
-    m = c.model
-    for name in ("vision", "decoder", "text"):
-        width, heads = m[name].width, m[name].heads
-        if width % heads:
-            raise UserError(f"config.model.{name}.width = {width} is not divisible by its heads = {heads}")
-    for name in ("vision", "decoder"):
-        if m[name].width % 4:
-            raise UserError(
-                f"config.model.{name}.width = {m[name].width} is not divisible by 4, which its two-dimensional "
-                "sine-cosine positions need"
-            )
-    layers = tuple(m.pruning.layers)
-    if list(layers) != sorted(set(layers)) or any(not 0 <= x < m.vision.layers for x in layers):
-        raise UserError(
-            f"config.model.pruning.layers = {layers}: expected increasing block numbers in "
-            f"[0, {m.vision.layers - 1}] (the encoder has {m.vision.layers} blocks)"
-        )
-    slots, patches = config_lib.grid(c)
-    visible_slots, visible = config_lib.visible_patches(c)
-    if min(visible_slots, visible) < 1:
-        raise UserError(
-            f"config.model.masking.ratio = {m.masking.ratio} ({m.masking.kind}) leaves no visible patch of "
-            f"{slots} x {patches}; lower the ratio or use more patches"
-        )
-    if c.loss.mvm and (visible_slots, visible) == (slots, patches):
-        raise UserError(
-            f"config.loss.mvm = {c.loss.mvm} needs hidden patches, but config.model.masking (kind "
-            f"{m.masking.kind!r}, ratio {m.masking.ratio}) hides none; set loss.mvm=0 or raise the ratio"
-        )
-    for name in ("ratio", "unmasked_share"):
-        if m.masking.kind == "none" and m.masking[name]:
-            raise UserError(
-                f"config.model.masking.{name} = {m.masking[name]} with config.model.masking.kind = 'none', which hides "
-                f"nothing: set model.masking.{name}=0, or choose another kind"
-            )
-    if m.vision.time_slots and m.vision.time_positions != "sincos":
-        raise UserError(
-            f"config.model.vision.time_slots = {m.vision.time_slots} with time_positions = "
-            f"{m.vision.time_positions!r}, which have no fixed table: set time_slots=0, or time_positions=sincos"
-        )
-    if m.temporal.embed and not m.temporal.layers:
-        raise UserError(
-            "config.model.temporal.embed = True with config.model.temporal.layers = 0: there are no layers over time "
-            "whose output could be contrasted; set layers above 0, or embed=False"
-        )
-    if m.vision.positions == "relative" and m.vision.attention == "joint":
-        raise UserError(
-            "config.model.vision.positions = 'relative' with config.model.vision.attention = 'joint': the bias is "
-            "defined inside a frame; set attention=frame, or positions=sincos"
-        )
-    if m.vision.positions == "relative" and m.pruning.fused_token:
-        raise UserError(
-            "config.model.vision.positions = 'relative' with config.model.pruning.fused_token: a token fused of many "
-            "patches has no place; set fused_token=False, or positions=sincos"
-        )
-    over_time = m.vision.temporal_attention
-    if over_time == "divided" and m.vision.attention == "joint":
-        raise UserError(
-            "config.model.vision.temporal_attention = 'divided' with config.model.vision.attention = 'joint': divided "
-            "attention sees a frame at a time; set attention=frame, or temporal_attention=none"
-        )
-    if over_time != "none" and (m.masking.kind not in ("none", "tube") or m.pruning.layers):
-        raise UserError(
-            f"config.model.vision.temporal_attention = {over_time!r} with masking kind {m.masking.kind!r} and pruning "
-            f"layers {tuple(m.pruning.layers)}: attention over time needs the same patches in every frame; set "
-            "masking.kind to none or tube, and pruning.layers=()"
-        )
-    _validate_tokens(m)
-    if m.decoder.from_file and not (m.vision.init_from and c.loss.mvm):
-        raise UserError(
-            f"config.model.decoder.from_file = True with config.model.vision.init_from = {m.vision.init_from!r} and "
-            f"config.loss.mvm = {c.loss.mvm}: expected a ViT-MAE or VideoMAE to start from, and a weight above 0 for "
-            "the decoder to exist; set these, or from_file=False"
-        )
-    towers = {"vision": m.vision.width, "text": m.text.width, "fusion": m.text.width}
-    if not m.adapters.towers or not set(m.adapters.towers) <= set(towers):
-        raise UserError(
-            f"config.model.adapters.towers = {tuple(m.adapters.towers)}: expected some of {', '.join(towers)}; "
-            "model.adapters.reduction=0 leaves all without adapters"
-        )
-    for tower in m.adapters.towers:
-        if m.adapters.reduction and towers[tower] % m.adapters.reduction:
-            raise UserError(
-                f"config.model.adapters.reduction = {m.adapters.reduction} does not divide the width {towers[tower]} "
-                f"of the {tower} tower; expected a divisor of it, or 0 for no adapters"
-            )
-    if m.attention_kernel == "cudnn" and c.compute_dtype == "float32":
-        raise UserError(
-            "config.model.attention_kernel = 'cudnn' with config.compute_dtype = 'float32': cuDNN's attention takes "
-            "16-bit activations; set compute_dtype=bfloat16, or the kernel to xla"
-        )
-    if m.masking.kind == "frame" and m.decoder.attention == "frame" and c.loss.mvm:
-        raise UserError(
-            "config.model.masking.kind = 'frame' hides whole frames, which per-frame decoding cannot see into: "
-            "set config.model.decoder.attention=joint"
-        )
-    if m.selection.frames == 1:
-        raise UserError(
-            "config.model.selection.frames = 1: the selector learns from how attention weighs the kept frames against "
-            "each other, so that one frame leaves it without a gradient; expected 0 (all) or 2 and more"
-        )
-    if c.loss.vtm and not c.loss.vtc:
-        raise UserError(
-            f"config.loss.vtm = {c.loss.vtm} with config.loss.vtc = 0: hard negatives are drawn from the similarities "
-            "that the contrastive loss trains; set loss.vtc above 0, or loss.vtm to 0"
-        )
-    if c.loss.distill and (not c.optimizer.ema_decay or not c.loss.vtc or c.task.kind != "pretrain"):
-        raise UserError(
-            f"config.loss.distill = {c.loss.distill} with config.optimizer.ema_decay = {c.optimizer.ema_decay}, "
-            f"config.loss.vtc = {c.loss.vtc} and config.task.kind = {c.task.kind!r}: the teacher is the moving "
-            "average, and what it teaches the contrastive loss of task.kind pretrain; set ema_decay (ALBEF: 0.995) and "
-            "loss.vtc above 0, or loss.distill=0"
-        )
-    for tower in ("text", "vision"):
-        if m[tower].init_from and c.init_from:
-            raise UserError(
-                f"config.model.{tower}.init_from = {m[tower].init_from!r} with config.init_from = {c.init_from!r}: "
-                f"that run's {tower} encoder is trained already; leave config.model.{tower}.init_from empty, or "
-                "config.init_from"
-            )
-    micro = c.batch_size // c.accumulate_steps
-    if c.loss.vtm_group == 1 or (c.loss.vtm_group and micro % c.loss.vtm_group):
-        raise UserError(
-            f"config.loss.vtm_group = {c.loss.vtm_group}: expected 0, or 2 and more that divide the {micro} examples "
-            "of a micro-batch (batch_size / accumulate_steps)"
-        )
-    if m.selection.frames < 0 or m.selection.frames > visible_slots:
-        raise UserError(
-            f"config.model.selection.frames = {m.selection.frames}: expected 0 (all) to {visible_slots}, the "
-            f"temporal slots that the encoder sees (frames {c.input.frames} / tubelet {m.vision.tubelet})"
-        )
-    if c.task.kind == "pretrain" and not any(config_lib.loss_weights(c).values()):
-        raise UserError("every weight in config.loss is 0: there is nothing to train")
-
-
-def _validate_tokens(m):
-    """What needs a CLS, and what stands for a clip or a text."""
-    v = m.vision
-    needs = {
-        f"config.model.pruning.layers = {tuple(m.pruning.layers)}": bool(m.pruning.layers),
-        "config.model.vision.pool = 'cls'": v.pool == "cls",
-        "config.model.vision.positions = 'relative'": v.positions == "relative",
-        "config.model.vision.temporal_attention = 'divided'": v.temporal_attention == "divided",
-        "config.model.decoder.cls = True": m.decoder.cls,
-    }
-    first = next((knob for knob, needed in needs.items() if needed), None)
-    if not v.cls and first:
-        raise UserError(
-            f"{first} with config.model.vision.cls = False: it needs the CLS of each slot; set vision.cls=True, or "
-            "pruning.layers=(), vision.pool=mean, and other vision.positions, vision.temporal_attention and decoder.cls"
-        )
-    if v.positions == "sequence" and v.time_positions != "none":
-        raise UserError(
-            f"config.model.vision.positions = 'sequence' with time_positions = {v.time_positions!r}: the former number "
-            "the patches of all frames; set time_positions=none"
-        )
-    if m.text.causal and m.text.pool == "cls":
-        raise UserError(
-            "config.model.text.causal = True with config.model.text.pool = 'cls': the first piece sees no other; set "
-            "text.pool=last"
         )
 
 

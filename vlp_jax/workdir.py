@@ -21,8 +21,8 @@ ANSWERS = answers_lib.FILE_NAME  # the answer list, or the classes, of a task
 
 # Knobs that may differ when a run is continued: they change neither the model nor the data nor the optimisation.
 MAY_CHANGE = (
-    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.tokenizer task.answers "
-    "input.workers input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels "
+    "name mesh. checkpoint. evaluation. log_every input.path input.video_root input.features.path input.tokenizer "
+    "task.answers input.workers input.threads input.prefetch input.cache_gib input.clip_timeout_s input.max_pixels "
     "input.max_bad_share model.attention_kernel model.remat model.unroll"
 ).split()
 

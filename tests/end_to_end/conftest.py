@@ -5,10 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from data import train_tokenizer
+from data import pack_features, train_tokenizer
 from data.moving_shapes import builder
+from vlp_jax.input import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -46,6 +48,30 @@ def shapes(tmp_path_factory):
     captions = train_tokenizer.read_captions(out, "caption", None)
     (out / "tokenizer.model").write_bytes(train_tokenizer.train(captions))
     return out
+
+
+def words_of(caption):
+    """The features of a clip whose caption it is: which words each of its events has, four moments an event."""
+    events = caption.split(", then ")
+    out = np.zeros((8, 32), np.float16)
+    for moment in range(8):
+        for word in events[moment * len(events) // 8].split():
+            out[moment, sum(word.encode()) * 7 % 32] = 1
+    return out
+
+
+@pytest.fixture(scope="session")
+def features(shapes, tmp_path_factory):
+    """Packed features of all clips of moving_shapes but two of the training split."""
+    root = tmp_path_factory.mktemp("made") / "features"
+    root.mkdir()
+    for split in ("train", "validation", "test"):
+        source = sources.TfdsSource(str(shapes), split)
+        for number in range(2 if split == "train" else 0, len(source)):
+            record = source[number]
+            np.savez(root / f"{record.clip_id}.npz", features=words_of(record.caption))
+    pack_features.pack(root, root.parent / "packed")
+    return root.parent / "packed"
 
 
 @pytest.fixture(scope="session")

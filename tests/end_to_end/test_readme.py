@@ -70,6 +70,8 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
     if "bert-base" in text:
         bert = made.bert(tmp_path / "bert", 2, width=16, heads=2, hidden=64, length=32)
         replaced |= {"bert-base-uncased/vocab.txt": bert / "vocab.txt", "bert-base-uncased": bert}
+    if "features" in text:
+        replaced |= {"FEATURES": request.getfixturevalue("features").parent / "features", "packed": tmp_path / "packed"}
     replaced |= {"DATASET": shapes, "TOKENIZER": shapes / "tokenizer.model"}
     for old, new in replaced.items():
         words = [re.sub(rf"(^|=){re.escape(old)}$", lambda m, new=new: m[1] + str(new), word) for word in words]
@@ -92,6 +94,10 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
             # test_neighbours.py starts from a first stage.
             words = [re.sub("init_from=.*", "init_from=", word) for word in words]
             small = changed(small, {**DENSE, "input.frames": 1} if ":small_stage1" in text else DENSE)
+        if "features" in text:
+            values = {"features.path": request.getfixturevalue("features"), "features.width": 32, "max_bad_share": 1.0}
+            words = changed(words, {f"input.{key}": value for key, value in values.items()})
+            small = changed(small, {"model.pruning.layers": "()"})
         if "finetune" in text:
             words = [re.sub("init_from=.*", f"init_from={finished}", word) for word in words]
             small = changed([], {**FINE_TUNED, "input.path": shapes})
@@ -126,6 +132,8 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
         words[words.index("--topology") + 1] = "cpu:2"
         words = [word for word in words if not word.startswith("--config.mesh")]
         words += [*small, "--config.compute_dtype=float32", "--config.model.vision.patch_size=8"]
+    elif module == "data.pack_features":
+        pass
     elif module == "vlp_jax.input.check":
         words += ["--sample", "4"]
     elif module == "benchmarks.step_time":

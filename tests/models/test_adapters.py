@@ -8,7 +8,7 @@ from flax import nnx
 
 from vlp_jax import checkpoint, sharding, warm_start
 from vlp_jax import state as state_lib
-from vlp_jax.models import layers, vision
+from vlp_jax.models import blocks, layers
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
@@ -45,7 +45,7 @@ def test_an_adapter_adds_its_bottleneck_to_what_comes_in(build_module):
 @pytest.mark.parametrize("place", ["pre", "post"])
 def test_a_block_adapts_what_each_sublayer_gives_before_its_residual(build_module, place):
     sizes = {"place": place, "scale": 0.3, "adapter": 2, "kernel": "xla", "dtype": jnp.float32}
-    block = random_module(build_module, vision.Block, 8, 2, 2.0, **sizes)
+    block = random_module(build_module, blocks.Block, 8, 2, 2.0, **sizes)
     x = jnp.asarray(RNG.normal(size=(2, 3, 8)), jnp.float32)
     expected = x
     for norm, body, adapter in (
@@ -61,7 +61,7 @@ def test_a_block_adapts_what_each_sublayer_gives_before_its_residual(build_modul
 
 def test_a_block_that_prunes_adapts_as_others_do(build_module):
     sizes = {"side": 0, "temporal": "none", "activation": "gelu", "epsilon": 1e-6, "scale": 0.0, "adapter": 2}
-    block = random_module(build_module, vision.VideoBlock, 8, 2, 2.0, **sizes, kernel="xla", dtype=jnp.float32)
+    block = random_module(build_module, blocks.VideoBlock, 8, 2, 2.0, **sizes, kernel="xla", dtype=jnp.float32)
     x = jnp.asarray(RNG.normal(size=(2, 3, 5, 8)), jnp.float32)
     attended, _ = block.attend_and_score(x, "frame")
     np.testing.assert_allclose(block.feed_forward(attended), block.encode(x, "frame"), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from vlp_jax import config as config_lib
 from vlp_jax import masking
-from vlp_jax.models import layers, sparsify, vision
+from vlp_jax.models import blocks, layers, sparsify, vision
 from vlp_jax.models.temporal import TemporalEncoder
 
 B, T, SIDE, N = 2, 3, 3, 9
@@ -65,12 +65,12 @@ def beit_index(side):
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 def test_the_relative_index_of_all_patches_is_beits(side):
-    np.testing.assert_array_equal(vision.relative_index(np.arange(side * side), side), beit_index(side))
+    np.testing.assert_array_equal(blocks.relative_index(np.arange(side * side), side), beit_index(side))
 
 
 def test_the_relative_index_of_some_patches_is_that_part_of_the_whole():
     kept = np.array([[[0, 4, 8], [1, 2, 3]]])
-    got = np.asarray(vision.relative_index(kept, SIDE))
+    got = np.asarray(blocks.relative_index(kept, SIDE))
     for t in range(2):
         rows = np.concatenate([[0], kept[0, t] + 1])
         np.testing.assert_array_equal(got[0, t], beit_index(SIDE)[np.ix_(rows, rows)])
@@ -187,7 +187,7 @@ def test_divided_attention_keeps_one_cls_for_the_clip_which_other_frames_reach(e
 def test_divided_attention_over_time_starts_from_nothing_and_then_joins_the_frames_of_a_location(build_module):
     # Without the CLS, which joins everything, a patch is reached by its own frame and its own location.
     block = build_module(
-        vision.VideoBlock, 16, 2, 2.0, side=0, temporal="divided", activation="gelu", epsilon=1e-6, scale=0.0,
+        blocks.VideoBlock, 16, 2, 2.0, side=0, temporal="divided", activation="gelu", epsilon=1e-6, scale=0.0,
         kernel="xla", dtype=jnp.float32,
     )  # fmt: skip
     rng = np.random.default_rng(0)

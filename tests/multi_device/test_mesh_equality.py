@@ -45,6 +45,11 @@ RECIPES = {
     },
     "singularity": {**NEIGHBOUR, "recipe": "singularity", "model.temporal.layers": 1},
     "vindlu": {**NEIGHBOUR, "recipe": "vindlu", "model.vision.temporal_attention": "zero_init"},
+    "features": {
+        **{**NEIGHBOUR, "model.selection.frames": 2, "model.vision.positions": "none"},
+        **{"input.features.path": "features", "input.features.width": 24, "input.features.regions": 3},
+        **{"input.features.boxes": 4, "model.vision.feature_projection": "mlp"},
+    },
 }
 RECIPES["taught, a row at a time"] = {**RECIPES["taught"], "similarity_rows": 1}
 # The neighbours share nearly every part: one mesh that uses all axes is enough for them.
@@ -53,7 +58,11 @@ CASES += [("smaug, a row at a time", "data=2, fsdp=2, tensor=2")]
 CASES += [("taught", "one device"), ("taught, a row at a time", "data=2, fsdp=2, tensor=2")]
 # Groups of two lie on one device each where four share the examples, and on two where eight do.
 CASES += [("groups", mesh) for mesh in ("one device", "data=2, fsdp=2, tensor=2", "data=8")]
-CASES += [(name, mesh) for name in ("singularity", "vindlu") for mesh in ("one device", "data=2, fsdp=2, tensor=2")]
+CASES += [
+    (name, mesh)
+    for name in ("singularity", "vindlu", "features")
+    for mesh in ("one device", "data=2, fsdp=2, tensor=2")
+]
 
 SCRIPT = """
 import json, math, sys, types
@@ -87,9 +96,9 @@ for name, (text, axes) in job["cases"].items():
         step = state_lib.train_step(run)
         for number in range(job["steps"]):
             rng = np.random.default_rng(number)
-            size, i = config.batch_size, config.input
+            size, i, (form, dtype) = config.batch_size, config.input, config_lib.clip_form(config.input)
             batch = Batch(
-                video=rng.integers(0, 256, (size, i.frames, i.image_size, i.image_size, 3), np.uint8),
+                video=rng.integers(0, 256, (size, *form), np.uint8).astype(dtype),
                 text_ids=rng.integers(5, 64, (size, i.max_text_tokens)).astype(np.int32),
                 text_mask=np.arange(i.max_text_tokens)[None] < rng.integers(3, i.max_text_tokens, size)[:, None],
                 valid=np.arange(size) != 5,
@@ -144,7 +153,7 @@ def test_losses_and_metrics_over_three_steps_are_those_of_one_device(results, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smaug", "singularity", "vindlu"])
+@pytest.mark.parametrize("name", ["smaug", "singularity", "vindlu", "features"])
 def test_the_steps_really_train(results, name):
     steps = results[name, "one device"]["steps"]
     assert len({step["loss"] for step in steps}) == STEPS

@@ -111,8 +111,9 @@ def test_the_summary_is_one_line_with_every_kind_of_device():
         (smaug.get_config("base"), {"model.remat": "full", "accumulate_steps": 2}),
         (singularity.get_config("base_stage2"), {}),
         (vindlu.get_config("tiny"), {}),
+        (smaug.get_config("tiny_features"), {"input.features.width": 512}),
     ],
-    ids=["smaug base", "recomputed, in two parts", "singularity base", "vindlu tiny"],
+    ids=["smaug base", "recomputed, in two parts", "singularity base", "vindlu tiny", "precomputed features"],
 )
 def test_the_flops_of_a_step_are_within_3_percent_of_xlas_count_of_the_unrolled_one(config, changes):
     shared = {"batch_size": 8, "mesh.data": 1, "compute_dtype": "float32"}

@@ -3,7 +3,8 @@
 SOURCE is a dataset directory (ArrayRecord), a table (.csv, .tsv, .jsonl), tar shards (a directory, a glob or a brace
 range), or a folder, a glob or a single file of videos and images. Every record is decoded as training would, by a
 process for each core; a clip that crashes or hangs the decoder is reported like any other bad one. Fields of the
-config can be set in both forms, e.g. `--config.input.caption_key=caption`. Ctrl-C prints what was found so far.
+config can be set in both forms, e.g. `--config.input.caption_key=caption`; with `config.input.features` these are read
+instead of the clips. Ctrl-C prints what was found so far.
 
 Exit status: 0, 1 where more than `--max-bad-share` of the clips are bad, 2 for a mistake in the command, 130 after
 Ctrl-C.
@@ -29,7 +30,7 @@ from ml_collections import config_flags
 
 from vlp_jax import config as config_lib
 from vlp_jax import processes, validation
-from vlp_jax.input import scan, sources
+from vlp_jax.input import features, scan, sources
 from vlp_jax.input.ledger import kind_of
 from vlp_jax.input.mixture import open_mixture
 from vlp_jax.telemetry.counting import CountProgress
@@ -136,6 +137,7 @@ def limits(c: ml_collections.ConfigDict, every_frame: bool) -> dict[str, Any]:
         "timeout_s": c.clip_timeout_s,
         "max_pixels": c.max_pixels,
         "every_frame": every_frame,
+        "store": features.open_store(c),
     }
 
 

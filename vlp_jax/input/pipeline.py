@@ -23,7 +23,7 @@ from absl import flags
 
 from vlp_jax import config as config_lib
 from vlp_jax import processes
-from vlp_jax.input import sources, targets, video
+from vlp_jax.input import features, sources, targets, video
 from vlp_jax.input.answers import AnswerList
 from vlp_jax.input.mixture import Mixture, Part
 from vlp_jax.input.sources import Record, Source
@@ -42,10 +42,10 @@ class HostBatch:
 
     Attributes:
       batch: `vlp_jax.types.Batch` of NumPy arrays, B rows. A clip that failed, or a question that is none, stays in
-        place: zero frames, its own text, valid=False.
+        place: zero frames (or features), its own text, valid=False.
       clip_ids: B names, '' for padding.
       captions: B texts, '' for padding; a question's words, also where `config.input.ablate` takes them away.
-      origins: B places, the video's path, or the dataset's name where clips are stored in it.
+      origins: B places, the video's path, or the dataset's name where clips are stored in it; of features, theirs.
       errors: B reasons, '' where the example is fine or the row is padding.
       is_padding: bool `[B]`, rows beyond the dataset's end (evaluation only); they are no failures.
       records: int32 `[B]`, record number in the source, -1 for padding.
@@ -177,13 +177,18 @@ def probe_source(c: ml_collections.ConfigDict, source: Source, frames_knob: str 
       frames_knob: what sets `c.frames`, for the message.
 
     Raises:
-      UserError: none of them decodes, or all have fewer than `c.frames` frames, c being the source's `config.input`.
+      UserError: none of them decodes, or all have fewer than `c.frames` frames, c being the source's `config.input`; or
+        their features are of another form than c asks for.
     """
-    count = min(8, len(source))
+    count, store = min(8, len(source)), features.open_store(c)
     first: tuple[Record, video.VideoError] | None = None
     for i in range(count):
-        record = source[i * len(source) // count]
+        number = i * len(source) // count
+        record = source[number] if store is None else source.annotation(number)
         try:
+            if store is not None:
+                store.read(record, c.frames)
+                return
             video.decode(
                 record.video,
                 frames=c.frames,
@@ -194,8 +199,9 @@ def probe_source(c: ml_collections.ConfigDict, source: Source, frames_knob: str 
             )
             return
         except video.VideoError as e:
-            # A clip that is only too short says more about the config than one that is broken.
-            if first is None or (isinstance(e, video.TooFewFrames) and not isinstance(first[1], video.TooFewFrames)):
+            # A clip that is only too short, or of another form, says more about the config than one that is broken.
+            of_config = (video.TooFewFrames, features.OtherForm)
+            if first is None or (isinstance(e, of_config) and not isinstance(first[1], of_config)):
                 first = record, e
     assert first is not None
     record, error = first
@@ -204,9 +210,13 @@ def probe_source(c: ml_collections.ConfigDict, source: Source, frames_knob: str 
             f"{frames_knob} = {c.frames}, but clip {record.clip_id!r} has {error.count} frames, and none of "
             f"{count} clips of {source.name} that were tried has enough; lower {frames_knob}"
         )
+    knobs = "config.input.path and config.input.video_root"
+    if store is not None:
+        form = isinstance(error, features.OtherForm)
+        knobs = "config.input.features" if form else "config.input.path and config.input.features.path"
     raise UserError(
         f"none of {count} clips of {source.name} that were tried decodes; the first is {record.clip_id!r} "
-        f"({_origin(record, source)}): {error}; check config.input.path and config.input.video_root"
+        f"({features.origin(record, source, store)}): {error}; check {knobs}"
     )
 
 
@@ -217,10 +227,6 @@ def _tasks(
         with config_lib.errors_of_source(part.name):
             sources.check_task(part.source, config.task.kind, part.config)
     return tuple(targets.open_task(config, part.source, answers) for part in parts)
-
-
-def _origin(record: Record, source: Source) -> str:
-    return record.video if isinstance(record.video, str) else source.name
 
 
 def _hash31(text: str) -> int:
@@ -249,16 +255,18 @@ class _Loader:
     clips_alone: bool = False
 
     def __post_init__(self):
-        budget = self.parts[0].config.cache_gib  # one for all sources
-        self._cache = video.FrameCache(budget) if self.training and budget else None
+        first = self.parts[0].config  # all sources share the cache's budget, and the features
+        self._cache = video.FrameCache(first.cache_gib) if self.training and first.cache_gib else None
+        self._store = features.open_store(first)
 
     def __call__(self, step: int) -> HostBatch:
         part, rows = self.rows(step)
         c, source, task = self.parts[part].config, self.parts[part].source, self.tasks[part]
         # Padding gets an empty caption, not an empty row: attention over no token at all would be 0 / 0.
-        read = source.annotation if self._unseen(c) else source.__getitem__
+        read = source.annotation if self._unseen(c) or self._store is not None else source.__getitem__
         records = [Record(b"", "", "") if number == _PADDING else read(number) for _, number in rows]
-        frames = np.zeros((len(rows), c.frames, c.image_size, c.image_size, 3), np.uint8)
+        shape, dtype = config_lib.clip_form(c)
+        frames = np.zeros((len(rows), *shape), dtype)
         errors = [""] * len(rows)
         for i, ((index, number), record) in enumerate(zip(rows, records)):
             if number == _PADDING:
@@ -289,7 +297,10 @@ class _Loader:
             batch=batch,
             clip_ids=clip_ids,
             captions=captions,
-            origins=["" if number == _PADDING else _origin(r, source) for (_, number), r in zip(rows, records)],
+            origins=[
+                "" if number == _PADDING else features.origin(r, source, self._store)
+                for (_, number), r in zip(rows, records)
+            ],
             errors=errors,
             is_padding=is_padding,
             records=numbers,
@@ -299,8 +310,9 @@ class _Loader:
         )
 
     def _frames(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int, number: int) -> np.ndarray:
-        """The frames of a clip, uint8 `[T, H, W, 3]`, or what `config.input.ablate` leaves of them."""
-        grey = np.broadcast_to(_GREY, (c.frames, c.image_size, c.image_size, 3))
+        """The frames of a clip, or its features, or what `config.input.ablate` leaves of them."""
+        shape, dtype = config_lib.clip_form(c)
+        grey = np.broadcast_to(_GREY if self._store is None else np.zeros((), dtype), shape)
         if self._unseen(c):
             return grey
         frames = self._decode(c, record, index, part)
@@ -315,6 +327,8 @@ class _Loader:
 
     def _decode(self, c: ml_collections.ConfigDict, record: Record, index: int, part: int) -> np.ndarray:
         rng = _generator(self.seed, index) if self.training else None
+        if self._store is not None:
+            return self._store.read(record, c.frames, rng)
         return video.decode(
             record.video,
             frames=c.frames,

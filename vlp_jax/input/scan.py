@@ -11,7 +11,7 @@ from multiprocessing import connection
 from typing import Any
 
 from vlp_jax import processes
-from vlp_jax.input import video
+from vlp_jax.input import features, video
 from vlp_jax.input.decoder import MAX_PIXELS, Reader
 from vlp_jax.input.sources import Source
 
@@ -32,6 +32,7 @@ class Part:
       captions: whether an empty caption makes a record a bad one.
       stills: whether one frame is enough of a picture, whatever T is.
       every_frame: decode all frames, rather than the T that evaluation takes.
+      store: features that are read instead of the clips, always whole; None for videos.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Part:
     captions: bool = True
     stills: bool = False
     every_frame: bool = False
+    store: features.FeatureStore | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +68,22 @@ def examine(parts: tuple[Part, ...], part: int, number: int) -> Finding:
     p = parts[part]
     found = Finding(part, number)
     try:
-        record = p.source[number]
+        record = p.source[number] if p.store is None else p.source.annotation(number)
     except Exception as e:  # whatever a damaged file makes a library raise: it is reported, as any bad record is
         return dataclasses.replace(found, error=f"unreadable record: {type(e).__name__}: {e}".splitlines()[0])
-    origin = record.video if isinstance(record.video, str) else p.source.name
+    origin = features.origin(record, p.source, p.store)
     found = dataclasses.replace(found, clip_id=record.clip_id, origin=origin)
     try:
-        reader = Reader(record.video, p.timeout_s, span=record.span, max_pixels=p.max_pixels)
-        found = dataclasses.replace(found, codec=reader.codec, width=reader.width, height=reader.height)
-        found = dataclasses.replace(found, seconds=reader.duration(), frames=reader.count())
-        if p.every_frame:
-            reader.check_every_frame()
-        video.decode(reader, frames=1 if p.stills and reader.is_still else p.frames, size=p.size, span=record.span)
+        if p.store is not None:
+            p.store.read(record, p.frames)
+        else:
+            reader = Reader(record.video, p.timeout_s, span=record.span, max_pixels=p.max_pixels)
+            found = dataclasses.replace(found, codec=reader.codec, width=reader.width, height=reader.height)
+            found = dataclasses.replace(found, seconds=reader.duration(), frames=reader.count())
+            if p.every_frame:
+                reader.check_every_frame()
+            frames = 1 if p.stills and reader.is_still else p.frames
+            video.decode(reader, frames=frames, size=p.size, span=record.span)
         if p.captions and not record.caption:
             raise video.VideoError("empty caption")
     except video.VideoError as e:
@@ -175,7 +181,7 @@ class _Worker:
             record: Any = self._parts[part].source[number]
         except Exception:  # its name is then not to be had; the error says what matters
             return Finding(part, number, error=error)
-        origin = record.video if isinstance(record.video, str) else self._parts[part].source.name
+        origin = features.origin(record, self._parts[part].source, self._parts[part].store)
         return Finding(part, number, record.clip_id, origin, error)
 
     def end(self) -> None:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vlp_jax.config import grid
 from vlp_jax.models import layers
-from vlp_jax.models.vision import Block, sequences
+from vlp_jax.models.blocks import Block, sequences
 from vlp_jax.sharding import constrain_batch
 
 

@@ -7,7 +7,8 @@ from flax import nnx
 
 from vlp_jax.config import grid
 from vlp_jax.models import layers
-from vlp_jax.models.vision import Block, EncodedVideo
+from vlp_jax.models.blocks import Block
+from vlp_jax.models.vision import EncodedVideo
 from vlp_jax.sharding import constrain_batch
 
 

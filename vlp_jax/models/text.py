@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vlp_jax.models import attention, layers
-from vlp_jax.models.vision import Block
+from vlp_jax.models.blocks import Block
 from vlp_jax.sharding import constrain_batch
 
 

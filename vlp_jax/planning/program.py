@@ -96,11 +96,12 @@ def kinds_of(config: Any) -> list[StepKind]:
 
 def abstract_batch(config: Any, mesh: Any, frames: int) -> Batch:
     """Shapes and places of a global pre-training batch."""
-    size, length, side = config.batch_size, config.input.max_text_tokens, config.input.image_size
+    size, length = config.batch_size, config.input.max_text_tokens
+    form, dtype = config_lib.clip_form(config.input, frames)
     place = sharding.batch_sharding(mesh)
     of = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place)
     return Batch(
-        video=of(np.uint8, frames, side, side, 3),
+        video=of(dtype, *form),
         text_ids=of(np.int32, length),
         text_mask=of(bool, length),
         valid=of(bool),

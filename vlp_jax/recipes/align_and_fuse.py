@@ -17,6 +17,7 @@ from flax import nnx
 from vlp_jax import config as config_lib
 from vlp_jax import masking, sharding
 from vlp_jax.models import fusion, layers
+from vlp_jax.models.precomputed import PrecomputedEncoder
 from vlp_jax.models.text import TextEncoder, WordHead
 from vlp_jax.models.text import pooled as pooled_text
 from vlp_jax.models.vision import EncodedVideo, VideoEncoder
@@ -79,7 +80,8 @@ class AlignAndFuse(nnx.Module):
         self.words = (t.first_word_id, t.end_word_id)
         # As bytes, which are hashable and no array: the table belongs to the code of the step, not to its state.
         self.starts_word = np.asarray(t.starts_word, bool).tobytes() if m.text.whole_words and w.mlm else None
-        self.vision = VideoEncoder(config, dtype=dtype, rngs=rngs)
+        encoder = PrecomputedEncoder if config.input.features.width else VideoEncoder
+        self.vision: Any = encoder(config, dtype=dtype, rngs=rngs)
         contrasts, fuses = bool(w.vtc or w.vtm), bool(w.vtm or w.mlm)
         texts = contrasts or fuses
         self.text: Any = TextEncoder(config, self.vocab_size, dtype=dtype, rngs=rngs) if texts else None
