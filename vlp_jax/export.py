@@ -1,7 +1,8 @@
 """Writes a run's text or image encoder as a Hugging Face folder: `python -m vlp_jax.export --workdir DIR --out DIR`.
 
 `transformers` loads it with equal outputs. Of text it is the encoder alone, as it embeds captions: the fusion's layers
-look at a video between their own, which no text model does. Of vision (`--tower vision`) it is the encoder of a frame.
+look at a video between their own, which no text model does. Of vision (`--tower vision`) it is the encoder, of a frame,
+or of a clip where it has VideoMAE's or TimeSformer's form, without decoder and projection.
 """
 
 import json
@@ -9,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
 from safetensors import numpy as safetensors_numpy
 
@@ -25,14 +27,19 @@ from vlp_jax.warm_start import RECIPE
 
 FLAGS = flags.FLAGS
 
-FAMILIES = {"text": tuple(importing.TEXT), "vision": ("vit", "beit")}  # by tower, the default first
-# Of an image encoder: knob -> the one value with which it computes what those of transformers do.
+FAMILIES = {
+    "text": tuple(importing.TEXT),
+    "vision": ("vit", *(name for name in importing.VISION if name != "vit")),
+}  # by tower, the default first
+# Of a video encoder: knob -> the one value with which it computes what those of transformers do, where the family does
+# not say another.
 _PLAIN = {
     "model.vision.tubelet": 1,
     "model.vision.attention": "frame",
     "model.vision.temporal_attention": "none",
     "model.pruning.layers": (),
 }
+_OF_CLIPS = ("videomae", "timesformer")
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +56,7 @@ def main(argv: list[str]) -> None:
     run = launch.open_run(workdir, step, best=best)
     if FLAGS.tower == "vision":
         vision(run.config, run.params, family, out)
-        print(f"the image encoder of {run.config.name}, step {run.step}, as {family} in {out}")
+        print(f"the video encoder of {run.config.name}, step {run.step}, as {family} in {out}")
         return
     text(run.config, run.params, family, out)
     kept = "; its tokenizer is a SentencePiece model, which is not copied"
@@ -76,11 +83,11 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
 
 
 def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
-    """Writes model.safetensors, config.json and preprocessor_config.json of the image encoder in `params`, a recipe's
-    or a task's, as it sees clips of one frame.
+    """Writes model.safetensors, config.json and preprocessor_config.json of the video encoder in `params`, a recipe's
+    or a task's; of the families of images as it sees clips of one frame.
 
     Args:
-      family: `vit` | `beit`.
+      family: one of `importing.VISION`.
 
     Raises:
       UserError: it computes what the family does not: tubelets, attention over time, pruning, other positions.
@@ -89,24 +96,33 @@ def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
     own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
     if "vision/embed/kernel" not in own:
         raise UserError(f"{config.name} has no vision encoder: every weight of its loss that sees the video is 0")
-    _check(config, "vision", {**kind.knobs, **_PLAIN}, family)
+    # How frames are pooled does not matter to the tokens.
+    knobs = {knob: value for knob, value in kind.knobs.items() if knob != "model.vision.pool"}
+    _check(config, "vision", {**_PLAIN, **knobs}, family)
     if family == "beit" and not config.model.vision.layer_scale:
         raise UserError(
             f"config.model.vision.layer_scale = 0 of {config.name}: in beit it is above 0, and only a run with that "
             "can be exported; one without is a vit, where its positions are learned"
         )
-    # Our last norm is of the tokens, as theirs is without pooling; BEiT's own rules do without it.
-    norm = [rule for rule in importing.VISION["vit"].embedding if rule.ours.startswith("vision/norm/")]
-    rules = [*(rule for rule in kind.embedding if rule not in norm), *norm, *kind.layer]
-    values = {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules}
-    if "vision/time" in own:  # which an image sees the first row of
-        first = sharding.fetch(own["vision/time"])[0]
+    rules = [rule for rule in (*kind.embedding, *kind.layer, *kind.optional) if rule.ours.startswith("vision/")]
+    if family == "beit":
+        # Our last norm is of the tokens, as theirs is without pooling; BEiT's own rules do without it.
+        rules += [rule for rule in importing.VISION["vit"].embedding if rule.ours.startswith("vision/norm/")]
+    values = {name: sharding.fetch(x) for name, x in own.items() if name.startswith("vision/")}
+    taken = {rule.ours for rule in rules}
+    if "vision/time" in own and "vision/time" not in taken:  # which an image sees the first row of
+        first = values["vision/time"][0]
         values |= {name: values[name] + first for name in ("vision/cls", "vision/embed/bias")}
+    if "vision/embed/bias" not in taken:  # CLIP's patches have none, but positions
+        values["vision/space"] = np.concatenate(
+            [values["vision/space"][:1], values["vision/space"][1:] + values["vision/embed/bias"]]
+        )
     _write(config, kind, rules, values, out)
     half, side = [0.5] * 3, config.input.image_size
     pixels = {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "VideoMAEImageProcessor" if family in _OF_CLIPS else "ViTImageProcessor",
         "do_resize": True,
+        "do_center_crop": False,
         "size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

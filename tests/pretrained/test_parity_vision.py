@@ -59,7 +59,7 @@ def see(model, family, video):
     more = {}
     if family == "vit_mae":  # patches in order, none of them hidden
         count = (model.config.image_size // model.config.patch_size) ** 2
-        more["noise"] = torch.arange(count).repeat(len(video) * FRAMES, 1)
+        more["noise"] = torch.arange(count).repeat(len(video) * video.shape[1], 1)
     return model(images(video), output_hidden_states=True, **more)
 
 
@@ -216,27 +216,32 @@ def test_vision_parity_of_every_layer_in_another_grid(family, pixels, tmp_path):
     assert len(errors) == 3 and max(errors) < 1e-5, errors
 
 
-@pytest.mark.parametrize("time", ["none", "learned"])
-@pytest.mark.parametrize("family", ["vit", "beit"])
-def test_parity_of_an_exported_image_encoder(family, time, tmp_path):
-    changes = {"model.vision.init_from": "", "input.frames": 1, "model.vision.time_positions": time}
-    config = settings(family, "small", None, **changes)
+@pytest.mark.parametrize(
+    ("family", "time"),
+    [*((family, "none") for family in importing.VISION), ("vit", "learned"), ("beit", "learned"), ("clip", "learned")],
+)
+def test_parity_of_an_exported_video_encoder(family, time, tmp_path):
+    time = "learned" if family == "timesformer" else time
+    frames = {} if family in ("videomae", "timesformer") else {"input.frames": 1}
+    config = settings(family, "small", None, **{"model.vision.time_positions": time, **frames})
     with nnx.use_eager_sharding(False):
         graph, params = nnx.split(Tower(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     rng = np.random.Generator(np.random.Philox(4))
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
     export.vision(config, params, family, tmp_path / "out")
-    model, loading = transformers.AutoModel.from_pretrained(
-        tmp_path / "out", add_pooling_layer=False, output_loading_info=True
-    )
+    more = {"add_pooling_layer": False} if family in ("vit", "beit") else {}
+    model, loading = transformers.AutoModel.from_pretrained(tmp_path / "out", **more, output_loading_info=True)
     assert not any(loading.values()), loading
-    video = clips(family, "small")[:, :1]
+    video = clips(family, "small")[:, : config.input.frames]
     prepare = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", use_fast=False)
-    pixels = prepare(list(video[:, 0]), return_tensors="pt")["pixel_values"]
+    if frames:
+        seen = prepare(list(video[:, 0]), return_tensors="pt")["pixel_values"]
+        np.testing.assert_allclose(seen, images(video), atol=1e-6)
     with torch.no_grad():
-        expected = model.eval()(pixels).last_hidden_state.numpy()
-    tokens = jax.jit(lambda p: nnx.merge(graph, p).vision(video).tokens)(params)
-    assert error(np.asarray(tokens)[:, 0], expected) < 1e-5
+        out = see(model.eval(), family, video)
+    tokens = as_theirs(family, jax.jit(lambda p: nnx.merge(graph, p).vision(video).tokens)(params))
+    expected = out.pooler_output if family == "clip" else out.last_hidden_state  # whose last norm is of the CLS alone
+    assert error(tokens[:, 0] if family == "clip" else tokens, expected.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize(("there", "here"), [(14, 24), (14, 7), (3, 5), (5, 5)])

@@ -62,6 +62,7 @@ VISION = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={},
+    others={"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], "num_channels": 3},
     knobs={
         "model.vision.cls": True,
         "model.vision.norm_embedding": True,

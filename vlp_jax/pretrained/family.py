@@ -334,8 +334,9 @@ class VisionFamily(Family):
         return values, report
 
     def config_of(self, config: Any, theirs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """As `Family`, with the size of the pictures."""
-        return super().config_of(config, theirs) | {"image_size": config.input.image_size}
+        """As `Family`, with the size of the clips."""
+        sizes = {"image_size": config.input.image_size, "num_frames": config.input.frames}
+        return super().config_of(config, theirs) | sizes
 
 
 def inflate(kernel: np.ndarray, tubelet: int, how: str) -> np.ndarray:

@@ -38,6 +38,7 @@ FAMILY = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"qkv_bias": True, "attention_type": "divided_space_time"},
+    others={"architectures": ["TimesformerModel"], "num_channels": 3},
     knobs={
         **vit.FAMILY.knobs,
         "model.vision.attention": "frame",

@@ -40,6 +40,7 @@ FAMILY = VisionFamily(
         "model.vision.attention": "joint",
         "model.vision.positions": "sequence",
     },
+    others={"architectures": ["VideoMAEModel"], "num_channels": 3, "use_mean_pooling": False},
     frames=2,
     decoder=Decoder(
         rules=(

@@ -23,6 +23,7 @@ FAMILY = VisionFamily(
     layers="num_hidden_layers",
     fixed={"qkv_bias": True},
     knobs=vit.FAMILY.knobs,
+    others={"architectures": ["ViTMAEModel"], "num_channels": 3, "mask_ratio": 0.0},
     decoder=Decoder(
         rules=(
             Rule("decoder/embed/kernel", ("decoder.decoder_embed.weight",), LINEAR),
