@@ -14,6 +14,7 @@ from flax import nnx
 from tests.pretrained.parity import error, root_mean_square, saved_gradients, shake
 from vlp_jax import checkpoint
 from vlp_jax import config as config_lib
+from vlp_jax.models import attention, layers
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.recipes.align_and_fuse import AlignAndFuse
@@ -93,7 +94,23 @@ def pairs(size):
 def see(model, video, ids, mask):
     x = (video[:, 0] / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
     ids, mask = torch.tensor(ids.astype(np.int64)), torch.tensor(mask.astype(np.int64))
-    return model(input_ids=ids, attention_mask=mask, pixel_values=torch.tensor(x), return_loss=True)
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=torch.tensor(x),
+        return_loss=True,
+        output_hidden_states=True,
+    )
+
+
+def layers_of(text, ids, mask):
+    """The embeddings and the output of every layer of our text encoder."""
+    x = text.embedding[...][ids] + text.position[...][: ids.shape[1]]
+    out, (graph, params) = [x.astype(text.dtype)], nnx.split(text.blocks)
+    bias = attention.padding_bias(mask) + attention.causal_bias(ids.shape[1])
+    for layer in layers.split_layers(params, [1] * len(jax.tree.leaves(params)[0])):
+        out.append(nnx.merge(graph, jax.tree.map(lambda x: x[0], layer))(out[-1], bias))
+    return out
 
 
 @pytest.mark.parametrize("size", list(SIZES))
@@ -119,7 +136,11 @@ def test_clip_parity_of_words_similarities_loss_and_gradients(size, tmp_path):
 
     got = jax.jit(run)(params)
     words = out.text_model_output.last_hidden_state.detach().numpy()
+    here = jax.jit(lambda params: layers_of(nnx.merge(graph, params).text, ids, mask))(params)
+    there = [x.detach().numpy() for x in out.text_model_output.hidden_states]
+    assert len(here) == len(there)
     errors = {
+        "layers": max(error(np.asarray(a)[mask], b[mask]) for a, b in zip(here, there)),
         "words": error(np.asarray(got["words"])[mask], words[mask]),
         "video": error(got["v"], out.image_embeds.detach().numpy()),
         "text": error(got["t"], out.text_embeds.detach().numpy()),
