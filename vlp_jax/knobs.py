@@ -148,8 +148,9 @@ def _model(c: ml_collections.ConfigDict) -> None:
     v.positions = "sincos"
     v.layer_scale = 0.0  # what a learned factor of each sublayer's output starts from (BEiT: 0.1); 0 for none
     v.norm_epsilon = 1e-6  # of the encoder's norms; BEiT's and ViT's of transformers are 1e-12
-    # A published image encoder to start from, a Hugging Face folder or a file of weights of ViT's or BEiT's form, by
-    # names of transformers or timm (vlp_jax/pretrained); "" for random ones.
+    # A published encoder to start from, a Hugging Face folder or a file of weights of the form of ViT, BEiT, ViT-MAE,
+    # VideoMAE, TimeSformer or CLIP, by names of transformers, or of timm where it has them (vlp_jax/pretrained); "" for
+    # random ones.
     v.init_from = ""
     # centre (all in the middle frame: ViViT) | mean (a share in each: I3D): what patches of one frame become where
     # init_from is an image encoder and tubelet above 1
@@ -204,7 +205,8 @@ def _model(c: ml_collections.ConfigDict) -> None:
     t.heads = 12
     t.mlp_ratio = 4.0
     # A published text encoder to start from, its first layers the text encoder's, the next ones the fusion's: a Hugging
-    # Face folder or a file of weights of BERT's form (vlp_jax/pretrained); "" for random ones.
+    # Face folder or a file of weights of the form of BERT, RoBERTa, DistilBERT or CLIP (vlp_jax/pretrained); "" for
+    # random ones.
     t.init_from = ""
     t.norm = "pre"  # pre | post (BERT and its like): where the norms of text, fusion and answer blocks stand
     t.norm_epsilon = 1e-6  # of these norms; BERT's is 1e-12
