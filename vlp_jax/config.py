@@ -123,7 +123,7 @@ def check_key(config: ml_collections.ConfigDict, key: str) -> None:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
             k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
         ]
-        hint = f"did you mean {near[0]!r}?" if near else "`vlp_jax/config.py` lists every key."
+        hint = f"did you mean {near[0]!r}?" if near else "`vlp_jax/knobs.py` lists every key."
         raise UserError(f"unknown config key {key!r}: {hint}")
 
 

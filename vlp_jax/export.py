@@ -58,7 +58,14 @@ def main(argv: list[str]) -> None:
         vision(run.config, run.params, family, out)
         print(f"the video encoder of {run.config.name}, step {run.step}, as {family} in {out}")
         return
-    text(run.config, run.params, family, out)
+    t = run.tokenizer
+    if family == "roberta" and t.pad_id != 1:
+        raise UserError(
+            f"--family=roberta, whose positions are numbered from padding's id 1 on, but that of this run's tokenizer "
+            f"is {t.pad_id}: choose --family=bert"
+        )
+    ids = {"pad_token_id": t.pad_id, "bos_token_id": t.cls_id, "eos_token_id": t.sep_id}
+    text(run.config, run.params, family, out, ids)
     kept = "; its tokenizer is a SentencePiece model, which is not copied"
     if (name := run.tokenizer.file_name) != SentencePiece.file_name:
         write_atomically(out / name, run.tokenizer.serialized())
@@ -66,8 +73,11 @@ def main(argv: list[str]) -> None:
     print(f"the text encoder of {run.config.name}, step {run.step}, as {family} in {out}{kept}")
 
 
-def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
+def text(config: Any, params: Any, family: str, out: pathlib.Path, ids: Mapping[str, int] | None = None) -> None:
     """Writes model.safetensors and config.json of the text encoder in `params`, a recipe's or a task's.
+
+    Args:
+      ids: of special pieces, for config.json.
 
     Raises:
       UserError: the run has no text encoder, or one that the family does not have: with norms before its blocks, or
@@ -79,7 +89,7 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
         raise UserError(f"{config.name} has no text encoder: every weight of its loss that reads text is 0")
     _check(config, "text", kind.knobs, family)
     rules = [*kind.embedding, *kind.layer]
-    _write(config, kind, rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules}, out)
+    _write(config, kind, rules, {rule.ours: sharding.fetch(own[rule.ours]) for rule in rules}, out, ids)
 
 
 def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
@@ -96,18 +106,13 @@ def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
     own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
     if "vision/embed/kernel" not in own:
         raise UserError(f"{config.name} has no vision encoder: every weight of its loss that sees the video is 0")
-    # How frames are pooled does not matter to the tokens.
-    knobs = {knob: value for knob, value in kind.knobs.items() if knob != "model.vision.pool"}
-    _check(config, "vision", {**_PLAIN, **knobs}, family)
+    _check(config, "vision", {**_PLAIN, **kind.knobs}, family)
     if family == "beit" and not config.model.vision.layer_scale:
         raise UserError(
             f"config.model.vision.layer_scale = 0 of {config.name}: in beit it is above 0, and only a run with that "
             "can be exported; one without is a vit, where its positions are learned"
         )
     rules = [rule for rule in (*kind.embedding, *kind.layer, *kind.optional) if rule.ours.startswith("vision/")]
-    if family == "beit":
-        # Our last norm is of the tokens, as theirs is without pooling; BEiT's own rules do without it.
-        rules += [rule for rule in importing.VISION["vit"].embedding if rule.ours.startswith("vision/norm/")]
     values = {name: sharding.fetch(x) for name, x in own.items() if name.startswith("vision/")}
     taken = {rule.ours for rule in rules}
     if "vision/time" in own and "vision/time" not in taken:  # which an image sees the first row of
@@ -149,10 +154,19 @@ def _check(config: Any, tower: str, knobs: Mapping[str, Any], family: str) -> No
         )
 
 
-def _write(config: Any, kind: Family, rules: list[Rule], values: dict[str, Any], out: pathlib.Path) -> None:
+def _write(
+    config: Any,
+    kind: Family,
+    rules: list[Rule],
+    values: dict[str, Any],
+    out: pathlib.Path,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     theirs = give(rules, values)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.json", json.dumps(kind.config_of(config, theirs), indent=1).encode())
+    write_atomically(
+        out / "config.json", json.dumps(kind.config_of(config, theirs) | dict(more or {}), indent=1).encode()
+    )
     safetensors_numpy.save_file(theirs, out / "model.safetensors", metadata={"format": "pt"})
 
 

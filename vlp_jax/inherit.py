@@ -18,7 +18,7 @@ from vlp_jax.types import UserError
 _FEATURES = ("input.features.width", "input.features.regions", "input.features.boxes")
 _TAKEN = ("recipe", "compute_dtype", "input.image_size", "input.lowercase", *_FEATURES, "model.")
 # Nor what that run itself started from.
-_OWN = ("model.masking.", "model.text.init_from", "model.vision.init_from")
+_OWN = ("model.masking.", "model.text.init_from", "model.vision.init_from", "model.decoder.from_file")
 _BEGINNING = 2**20  # bytes of a table that tell it from others
 
 

@@ -195,7 +195,8 @@ def _model(c: ml_collections.ConfigDict) -> None:
     # (VideoMAE's, as model.vision.positions)
     d.positions = "sincos"
     d.norm_epsilon = 1e-6  # of the decoder's norms
-    d.target = "patch"  # patch | channel: pixels normalised over a patch (MAE) or over each colour of it (VideoMAE)
+    # patch | channel | pixels: pixels normalised over a patch (MAE), over each colour of it (VideoMAE), or as they are
+    d.target = "patch"
     # True: the decoder, too, comes from model.vision.init_from (ViT-MAE, VideoMAE); False: it starts random.
     d.from_file = False
 

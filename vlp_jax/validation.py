@@ -40,7 +40,7 @@ _CHOICES = {
     "model.decoder.source": ("before_pruning", "survivors"),
     "model.decoder.attention": ("frame", "joint"),
     "model.decoder.positions": ("sincos", "learned", "sequence"),
-    "model.decoder.target": ("patch", "channel"),
+    "model.decoder.target": ("patch", "channel", "pixels"),
     "model.text.norm": ("pre", "post"),
     "model.text.mask_policy": ("80/10/10", "always"),
     "model.attention_kernel": ("xla", "cudnn"),

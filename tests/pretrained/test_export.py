@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.pretrained.test_importing_vision import FORMS
+from tests.pretrained.test_importing_vision import FORMS, FRESH
 from vlp_jax import checkpoint, export
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
@@ -50,7 +50,7 @@ def test_what_is_written_starts_the_same_image_encoder_again(create, tmp_path, f
     after, report = importing.tower("vision", other, fresh)
     before = checkpoint.by_path(params)
     for name, value in checkpoint.by_path(after).items():
-        if name.startswith("vision/") and report.taken[name].how != "created":
+        if name.startswith("vision/") and name not in FRESH.get(family, ()):
             moved = family == "clip" and name == "vision/space"  # which carries the bias of the patches
             extra = np.pad(np.tile(before["vision/embed/bias"], (9, 1)), ((1, 0), (0, 0))) if moved else 0
             np.testing.assert_array_equal(value, before[name] + extra)

@@ -39,7 +39,6 @@ FORMS = {
 }  # fmt: skip
 # What a family's file lacks, and what stays as it was.
 FRESH = {
-    "beit": ("vision/norm/",),
     "videomae": ("decoder/embed/bias",),
     "clip": ("vision/embed/bias", "video_projection/bias"),
 }
@@ -66,7 +65,11 @@ def written(create, tmp_path):
         kind = importing.VISION[family]
         folder = tmp_path / family
         folder.mkdir()
-        more = {"beit": {"layer_scale_init_value": 0.1}, "clip": {"hidden_act": "quick_gelu"}}.get(family, {})
+        more = {
+            "beit": {"layer_scale_init_value": 0.1},
+            "clip": {"hidden_act": "quick_gelu"},
+            "vit_mae": {"norm_pix_loss": True},
+        }.get(family, {})
         (folder / "config.json").write_text(json.dumps({"model_type": family, **THEIRS, **more, **changes}))
         decoder = kind.decoder.rules if kind.decoder else ()
         theirs = give([*kind.embedding, *kind.layer, *kind.optional, *decoder], ours)
@@ -194,6 +197,76 @@ def test_pixels_of_another_mean_are_folded_into_the_patches(create, written):
     expected = ((pixels - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + ours["vision/embed/bias"]
     got = (2 * pixels - 1).reshape(5, -1) @ after["vision/embed/kernel"] + after["vision/embed/bias"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("file", "says", "mean", "deviation"),
+    [
+        ("processor_config.json", {"image_processor": {"image_mean": [0.1] * 3, "image_std": [0.2] * 3}}, 0.1, 0.2),
+        ("preprocessor_config.json", {"do_normalize": False, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}, 0, 1),
+        ("preprocessor_config.json", {"do_normalize": False, "do_rescale": False}, 0, 1 / 255),
+        (
+            "preprocessor_config.json",
+            {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+            *(0.5, 0.5),
+        ),
+    ],
+)
+def test_the_pixels_that_a_model_was_trained_on_are_read_as_its_processor_makes_them(
+    create, written, file, says, mean, deviation
+):
+    folder, ours = written("vit")
+    (folder / file).write_text(json.dumps(says))
+    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
+    after = checkpoint.by_path(importing.towers(config, params)[0])
+    x = np.random.Generator(np.random.Philox(0)).random((5, 64, 3))
+    expected = ((x - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + ours["vision/embed/bias"]
+    got = (2 * x - 1).reshape(5, -1) @ after["vision/embed/kernel"] + after["vision/embed/bias"]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
+
+
+def test_a_processor_that_does_not_say_its_mean_stops(create, written):
+    folder, _ = written("vit")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.5] * 3}))
+    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
+    with pytest.raises(UserError, match=r"has no image_mean: expected three numbers of each; add them"):
+        importing.towers(config, params)
+
+
+@pytest.mark.parametrize(("family", "mean", "deviation"), [("vit_mae", 0.4, 0.2), ("videomae", 0.0, 1.0)])
+def test_a_decoder_of_raw_pixels_gives_the_same_pixels_in_ours(create, written, family, mean, deviation):
+    folder, ours = written(family, norm_pix_loss=False)
+    numbers = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
+    changes = {**FORMS[family], "model.vision.init_from": str(folder)}
+    with pytest.raises(UserError, match=r"set --config.model.decoder.target=pixels"):
+        importing.towers(*create(changes))
+    config, params = create({**changes, "model.decoder.target": "pixels"})
+    after = checkpoint.by_path(importing.towers(config, params)[0])
+    x = np.random.Generator(np.random.Philox(0)).normal(size=(5, 16))
+    theirs = (x @ ours["decoder/out/kernel"] + ours["decoder/out/bias"]) * deviation + mean  # in [0, 1]
+    got = x @ after["decoder/out/kernel"] + after["decoder/out/bias"]
+    np.testing.assert_allclose(got, 2 * theirs - 1, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes(create, written):
+    folder, _ = written("clip")
+    theirs = json.loads((folder / "config.json").read_text())
+    short = {key: value for key, value in theirs.items() if key not in ("hidden_act", "layer_norm_eps")}
+    (folder / "config.json").write_text(json.dumps(short))
+    changes = {**FORMS["clip"], "model.vision.init_from": str(folder), "model.vision.activation": "gelu"}
+    words = r"set --config.model.vision.norm_epsilon=1e-05 --config.model.vision.activation=quick_gelu"
+    with pytest.raises(UserError, match=words):
+        importing.towers(*create(changes))
+
+
+def test_values_that_are_not_finite_stop(create, written):
+    folder, _ = written("vit")
+    tensors = safetensors_numpy.load_file(folder / "model.safetensors")
+    tensors["layernorm.weight"][3] = np.nan
+    safetensors_numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"layernorm.weight holds values that are nan or infinite"):
+        importing.towers(*create({**FORMS["vit"], "model.vision.init_from": str(folder)}))
 
 
 def test_a_trained_encoder_and_unknown_inflation_are_refused_before_anything_is_made(tiny_config):

@@ -197,8 +197,10 @@ def test_vision_parity_of_every_layer_in_bfloat16(family, size, tmp_path):
         expected = see(model, family, video).hidden_states[1:]
     got = jax.jit(lambda p: nnx.merge(graph, p).hidden(video))(params)
     errors = [root_mean_square(as_theirs(family, a), b.numpy()) for a, b in zip(got, expected)]
-    # At most 9.8e-3 where it was measured; the compiler for another CPU rounds elsewhere.
-    assert max(errors) < (1e-2 if size == "small" else 1.2e-2), errors
+    # At most 9.9e-3 in base size where it was measured, of TimeSformer, with half as many sublayers more, 1.2e-2; the
+    # compiler for another CPU rounds elsewhere.
+    limit = {"small": 1e-2, "base": 1.5e-2 if family == "timesformer" else 1.2e-2}[size]
+    assert max(errors) < limit, errors
     print(f"{family} {size}: bfloat16, root mean square {max(errors):.1e}")
 
 

@@ -79,7 +79,7 @@ def test_a_file_alone_is_known_by_its_names_and_says_what_it_does_not_know(creat
     folder, ours, _ = written(family, config=False, rename=lambda name: f"module.{name}", **more)
     _, after, report = load(create, family, folder / "model.safetensors")
     np.testing.assert_array_equal(after["vision/blocks/mlp/up/kernel"], ours["vision/blocks/mlp/up/kernel"])
-    for words in ("heads no config.json says: 2 taken", "pixels of mean and deviation 0.5 expected"):
+    for words in ("heads no config.json says: 2 taken", "taken as trained on pixels of mean and deviation 0.5"):
         assert words in str(report)
     assert "left out (only there): " in str(report) and "mask_token 1" in str(report)
     assert ("decoder_blocks 2" in str(report)) == (family == "timm-vit")
@@ -115,7 +115,12 @@ def test_pixels_of_timms_config_are_folded_as_those_of_a_preprocessor_are(create
         ("timm-vit", {"model_args": {}}, {}, r"set --config.model.vision.heads=3 --config.model.vision.mlp_ratio=4"),
         ("timm-vit", {}, {"model.vision.norm_epsilon": 1e-12}, r"set --config.model.vision.norm_epsilon=1e-06"),
         ("timm-vit", {"pretrained_cfg": {"input_size": [3, 24, 32]}}, {}, r"expected \[3, H, H\], square pictures"),
-        ("timm-vit", {"std": [0, 1, 1]}, {}, r"config.json: mean .* std .*: expected three numbers, the latter > 0"),
+        (
+            "timm-vit",
+            {"mean": [0, 0, 0], "std": [0, 1, 1]},
+            {},
+            r"config.json: mean .* std .*: expected three numbers, the latter > 0",
+        ),
         ("timm-vit", False, {"model.vision.positions": "sincos"}, r"set --config.model.vision.positions=learned"),
         ("timm-vit", False, {"model.vision.layers": 2}, r"has 3 layers, config.model.vision.layers = 2: set it to 3"),
         (

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from vlp_jax import config as config_lib
 from vlp_jax.models.vision import patchify, unpatchify
+from vlp_jax.objectives import masked_vision
 
 ROWS = ("clip", "visible", "rebuilt", "kept")
 GREY = 0.5
@@ -16,9 +17,9 @@ GREY = 0.5
 def reconstruction(config: Any, video: np.ndarray, result: Any, captions: list[str]) -> Figure:
     """Draws, for each clip, four rows of T frames: the clip, its visible patches, the rebuilt clip, the kept tokens.
 
-    The decoder predicts normalised patches; they are shown with each true patch's own mean and deviation, as MAE's
-    pictures are, and visible patches are pasted in. In the last row dropped patches are faded, and frames that the
-    text-guided selector drops are dimmed further.
+    Where the decoder predicts normalised patches, they are shown with each true patch's own mean and deviation, as
+    MAE's pictures are, and visible patches are pasted in. In the last row dropped patches are faded, and frames that
+    the text-guided selector drops are dimmed further.
 
     Args:
       config: the run's config.
@@ -44,9 +45,9 @@ def reconstruction(config: Any, video: np.ndarray, result: Any, captions: list[s
     pick = lambda index: [flat[i][index[i].reshape(-1)] for i in range(b)]
     visible = shown(result.mask.visible, pick(result.mask.visible))
     true_hidden = np.stack(pick(result.mask.hidden))
-    mean, deviation = true_hidden.mean(-1, keepdims=True), np.sqrt(true_hidden.var(-1, keepdims=True, ddof=1) + 1e-6)
     # The network saw pixels in -1..1; normalised patches are the same on either scale.
-    predicted = result.predicted.reshape(true_hidden.shape) * deviation + mean
+    predicted = result.predicted.reshape(true_hidden.shape)
+    predicted = masked_vision.pixels_of(predicted, true_hidden, config.model.decoder.target)
     rebuilt = visible.copy()
     kept = 0.25 * flat + 0.75
     for i in range(b):

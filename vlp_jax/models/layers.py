@@ -156,7 +156,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, width: int, ratio: float, *, activation: str = "gelu", dtype, rngs: nnx.Rngs):
         self.activation = activation
-        hidden = int(width * ratio)
+        hidden = round(width * ratio)
         self.up = dense(width, hidden, ("embed", "mlp"), dtype=dtype, rngs=rngs)
         self.down = dense(hidden, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
 

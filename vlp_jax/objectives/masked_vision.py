@@ -21,7 +21,23 @@ def normalise_colours(patches_xP):
     return ((x - mean) / (deviation + 2e-6)).reshape(patches_xP.shape)
 
 
-TARGETS = {"patch": normalise_patches, "channel": normalise_colours}
+def unchanged(patches_xP):
+    """Pixels as they are, in [-1, 1] (MAE and VideoMAE without `norm_pix_loss`)."""
+    return patches_xP
+
+
+TARGETS = {"patch": normalise_patches, "channel": normalise_colours, "pixels": unchanged}
+
+
+def pixels_of(predicted_xP, true_xP, target: str):
+    """Predictions of a target as pixels in [0, 1], with the mean and deviation of the true ones where these are taken
+    out; NumPy, for pictures."""
+    if target == "pixels":
+        return predicted_xP / 2 + 0.5
+    channels = 3 if target == "channel" else 1
+    true, predicted = (x.reshape(*x.shape[:-1], -1, channels) for x in (true_xP, predicted_xP))
+    mean, variance = true.mean(-2, keepdims=True), true.var(-2, keepdims=True, ddof=1)
+    return (predicted * (variance + 1e-6) ** 0.5 + mean).reshape(true_xP.shape)
 
 
 def mvm(predicted_BxTxMxP, target_BxTxMxP, valid_B):

@@ -29,6 +29,11 @@ LAYER = (
     _layer("norm_mlp/bias", "output.LayerNorm.bias"),
 )
 
+FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True}
+DEFAULTS = {
+    "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+}  # fmt: skip
 KNOBS = {"model.text.norm": "post", "model.text.norm_embedding": True, "model.text.causal": False}
 
 FAMILY = TextFamily(
@@ -66,7 +71,8 @@ FAMILY = TextFamily(
     },
     hidden="intermediate_size",
     layers="num_hidden_layers",
-    fixed={"position_embedding_type": "absolute"},
+    fixed=FIXED,
+    defaults=DEFAULTS,
     knobs=KNOBS,
     others={"architectures": ["BertModel"], "type_vocab_size": 2, "pad_token_id": 0},
 )

@@ -8,6 +8,11 @@ the last one stands for the text; its layers beyond `model.text.layers` are the 
 from vlp_jax.pretrained.family import TextFamily, VisionFamily
 from vlp_jax.pretrained.rules import LINEAR, LOG_SCALE, OUT, PATCHES, QKV, QKV_BIAS, Rule, layer_rules, positions
 
+_DEFAULTS = {
+    "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu",
+}  # fmt: skip
+
 
 def _layer(tower: str) -> tuple[Rule, ...]:
     rule, attention = layer_rules(tower, "encoder.layers"), "self_attn"
@@ -34,7 +39,6 @@ def _sizes(tower: str) -> dict[str, str]:
         "num_attention_heads": f"model.{tower}.heads",
         "layer_norm_eps": f"model.{tower}.norm_epsilon",
         "hidden_act": f"model.{tower}.activation",
-        "projection_dim": "model.projection",
     }
 
 
@@ -62,13 +66,13 @@ VISION = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={},
+    defaults={**_DEFAULTS, "image_size": 224, "patch_size": 32},
     others={"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], "num_channels": 3},
     knobs={
         "model.vision.cls": True,
         "model.vision.norm_embedding": True,
         "model.vision.positions": "learned",
         "model.vision.layer_scale": 0.0,
-        "model.vision.pool": "cls",
     },
 )
 
@@ -90,6 +94,7 @@ TEXT = TextFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={},
+    defaults={**_DEFAULTS, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
     others={"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]},
     knobs={
         "model.text.norm": "pre",

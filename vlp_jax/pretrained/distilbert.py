@@ -48,7 +48,8 @@ FAMILY = TextFamily(
     sizes={"dim": "model.text.width", "n_heads": "model.text.heads", "activation": "model.text.activation"},
     hidden="hidden_dim",
     layers="n_layers",
-    fixed={},
+    fixed={"tie_word_embeddings": True},
+    defaults={"dim": 768, "n_heads": 12, "n_layers": 6, "hidden_dim": 3072, "activation": "gelu"},
     knobs={**bert.KNOBS, "model.text.norm_epsilon": 1e-12},
     others={"architectures": ["DistilBertModel"], "pad_token_id": 0},
 )

@@ -22,6 +22,13 @@ from vlp_jax.types import UserError
 from vlp_jax.warm_start import Report, Taken
 
 _KERNEL = "vision/embed/kernel"
+# Of a parameter whose shape does not fit: what decides it.
+_HINTS = {
+    "text/embedding": "Set config.input.tokenizer to that model's vocab.txt or tokenizer.json",
+    "text/position": "Set config.input.max_text_tokens to at most the rows that it has",
+    "video_projection/kernel": "Set config.model.projection to the width of its shared space",
+    "text_projection/kernel": "Set config.model.projection to the width of its shared space",
+}
 _IN_FUSION = {"text/": "fusion/", "norm_attention/": "norm_self/", "/attention/": "/self_attention/"}
 
 
@@ -40,6 +47,7 @@ class Family:
       fixed: key of its config.json -> the one value that our code computes.
       knobs: our knob -> the value that it must have, whatever config.json says.
       others: what a config.json that we write holds besides.
+      defaults: what transformers takes for keys that a config.json leaves out.
       aliases: other model_types of its form.
       section: the part of config.json that is of this tower; "" where it has no other.
       tower: our part, `text` or `vision`, of the parameters and of config.model.
@@ -58,6 +66,7 @@ class Family:
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optional: tuple[Rule, ...] = ()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     section: str = ""
 
@@ -80,7 +89,7 @@ class Family:
         there = [rule for rule in self.optional if rule.theirs[0] in names]
         return [rule for rule in (*self.embedding, *self.layer, *there) if rule.ours in ours]
 
-    def may_ignore(self) -> tuple[str, ...]:
+    def may_ignore(self, config: Any) -> tuple[str, ...]:
         """Regular expressions of names that may be left out."""
         return self.ignored
 
@@ -94,7 +103,7 @@ class Family:
         Raises:
           UserError: every knob that differs, with the flag that mends it.
         """
-        theirs = {**theirs, **theirs.get(self.section, {})}
+        theirs = self.completed(theirs)
         for key, only in self.fixed.items():
             if theirs.get(key, only) != only:
                 raise UserError(
@@ -116,6 +125,10 @@ class Family:
             have = ", ".join(f"{knob} = {values[knob]}" for knob in differ)
             raise UserError(f"{source} is of another shape than the model ({have}): set {flags}")
         self.check_layers(theirs.get(self.layers), values[f"{own}.layers"], source)
+
+    def completed(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """A config.json with its section for this tower on top, and what it leaves out; {} of none."""
+        return {**self.defaults, **theirs, **theirs.get(self.section, {})} if theirs else {}
 
     def expected(self, config: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Our knobs and the values that they must have."""
@@ -149,21 +162,24 @@ class Family:
         try:
             rules_lib.check(rules, params, tensors, self.rename)
         except UserError as error:
+            hints = [hint for name, hint in _HINTS.items() if f"{name} needs" in str(error)]
             raise UserError(
-                f"{source} does not fit this model: {error}. Where it is the vocabulary that differs, set "
-                "config.input.tokenizer to that model's vocab.txt or tokenizer.json; compare "
-                f"config.model.{self.tower} and config.input with that model; or fetch the file anew"
+                f"{source} does not fit this model: {error}. {'; '.join(hints)}{'; or ' if hints else ''}"
+                f"compare config.model.{self.tower} and config.input with that model, or fetch the file anew"
             ) from error
         used = {name for rule in rules for names in rule.names(params[rule.ours]) for name in names}
         layers = [set(self.names_of_layer(i)) for i in range(depth)]
         beyond = self.spare().union(*(names for names in layers if not names & used))
         self._check_places(params, there, depth, source)
-        odd = [x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.may_ignore(), x)]
+        odd = [
+            x for x in there if x not in used and x not in beyond and not rules_lib.matches(self.may_ignore(config), x)
+        ]
         if odd:
             shown = ", ".join(sorted(odd)[:5])
             raise UserError(
                 f"{source} holds {len(odd)} tensors that a {self.model_type} model does not have, such as {shown}: it "
-                f"is of another architecture, or damaged; expected a model of model_type {self.model_type!r}"
+                f"is of another architecture or has more layers, or it is damaged; expected a model of model_type "
+                f"{self.model_type!r}"
             )
         values, taken, why = {}, {}, {}
         for rule in rules:
@@ -210,7 +226,7 @@ class Family:
         return {
             "model_type": self.model_type,
             **{key: values[knob] for key, knob in self.sizes.items()},
-            self.hidden: int(own.width * own.mlp_ratio),
+            self.hidden: round(own.width * own.mlp_ratio),
             self.layers: own.layers,
             **self.fixed,
             **self.others,
@@ -263,13 +279,16 @@ class Decoder:
     Attributes:
       rules: of what is around its layers, and of one layer `{i}`.
       ignored: regular expressions of its names.
-      sizes, knobs: as of `Family`.
+      sizes, knobs: as of `Family`; where its targets are not normalised (`norm_pix_loss`), `decoder.target` is pixels.
+      pixels: what these are then: `own`, of the mean and deviation that the encoder was trained with, or `unit`, in
+        [0, 1].
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
     sizes: Mapping[str, str]
     knobs: Mapping[str, Any]
+    pixels: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,11 +324,13 @@ class VisionFamily(Family):
         if self.decoder is None or not config.model.decoder.from_file:
             return own
         sizes = {knob: theirs[key] for key, knob in self.decoder.sizes.items() if key in theirs}
-        return own | sizes | dict(self.decoder.knobs)
+        raw = {} if theirs.get("norm_pix_loss", True) else {"model.decoder.target": "pixels"}
+        return own | sizes | dict(self.decoder.knobs) | raw
 
-    def may_ignore(self) -> tuple[str, ...]:
+    def may_ignore(self, config: Any) -> tuple[str, ...]:
         """As `Family`; a decoder that is not asked for is left out."""
-        return self.ignored if self.decoder is None else (*self.ignored, *self.decoder.ignored)
+        left_out = () if self.decoder is None or config.model.decoder.from_file else self.decoder.ignored
+        return (*self.ignored, *left_out)
 
     def names_of_layer(self, number: int) -> list[str]:
         """As `Family`, those of the decoder's layer too."""

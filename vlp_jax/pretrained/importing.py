@@ -14,6 +14,7 @@ from vlp_jax.pretrained import (
     bert,
     clip,
     distilbert,
+    pixels,
     roberta,
     timesformer,
     timm,
@@ -73,7 +74,17 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
     if not theirs:
         said += f", whose heads no config.json says: {config.model[name].heads} taken"
     if name == "vision":
-        said += _fold_normalisation(values, source, theirs)
+        said += pixels.fold(values, config, family, source, theirs)
+        if config.model.decoder.from_file and config.model.pruning.layers:
+            said += (
+                f", whose decoder sees tokens from before block {config.model.pruning.layers[0]} prunes, where it was "
+                "trained on the encoder's last"
+            )
+        trained = family.completed(theirs).get("num_frames")
+        if config.model.vision.positions == "sequence" and trained not in (None, config.input.frames):
+            said += f", of {trained} frames: clips of {config.input.frames} have its first positions, or go on"
+    else:
+        _check_case(config, source)
     new = {
         path: _place(values[path.removeprefix(RECIPE)], leaf) if path.removeprefix(RECIPE) in values else leaf
         for path, leaf in here.items()
@@ -82,36 +93,21 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
     return jax.tree.unflatten(jax.tree.structure(params), list(new.values())), report
 
 
-def _fold_normalisation(values: dict[str, np.ndarray], source: str, theirs: dict[str, Any]) -> str:
-    """Lets the patch embedding take pixels of mean and deviation 0.5, as ours are, where the model was trained on
-    others; an affine map of its inputs goes into its weights exactly. Returns a note.
-
-    They are those of preprocessor_config.json beside the weights, or of timm's config.json.
-    """
-    place = pathlib.Path(source)
-    folder = place if place.is_dir() else place.parent
-    file, of_timm = folder / "preprocessor_config.json", theirs.get("pretrained_cfg", theirs)
+def _check_case(config: Any, source: str) -> None:
+    """Refuses to lower-case texts where the model's own tokenizer does not, or the other way round."""
+    file = pathlib.Path(source) / "tokenizer_config.json"
+    vocabulary = pathlib.Path(config.input.tokenizer)
+    if not file.is_file() or vocabulary.name != "vocab.txt" or vocabulary.parent.resolve() != file.parent.resolve():
+        return
     try:
-        if file.is_file():
-            found, keys = json.loads(file.read_bytes()), ("image_mean", "image_std")
-        elif "mean" in of_timm or "std" in of_timm:
-            file, found, keys = folder / "config.json", of_timm, ("mean", "std")
-        else:
-            return f", no {file.name} beside it: pixels of mean and deviation 0.5 expected"
-        mean, deviation = (np.asarray(found.get(key, [0.5] * 3), np.float64) for key in keys)
-    except (ValueError, TypeError, AttributeError) as error:
+        lowers = json.loads(file.read_bytes()).get("do_lower_case", config.input.lowercase)
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}); fetch it anew") from error
-    if mean.shape != (3,) or deviation.shape != (3,) or not (deviation > 0).all():
-        raise UserError(f"{file}: {keys[0]} {mean} and {keys[1]} {deviation}: expected three numbers, the latter > 0")
-    if (mean == 0.5).all() and (deviation == 0.5).all():
-        return ""
-    width = values["vision/embed/kernel"].shape[-1]
-    kernel = values["vision/embed/kernel"].reshape(-1, 3, width).astype(np.float64)
-    shift = ((0.5 - mean) / deviation)[:, None]
-    bias = values.get("vision/embed/bias", np.zeros(width))  # CLIP's has none
-    values["vision/embed/bias"] = bias + (kernel * shift).sum((0, 1))
-    values["vision/embed/kernel"] = (kernel * (0.5 / deviation)[:, None]).reshape(values["vision/embed/kernel"].shape)
-    return f", its pixels' mean {mean.tolist()} and deviation {deviation.tolist()} folded into the patch embedding"
+    if lowers != config.input.lowercase:
+        raise UserError(
+            f"config.input.lowercase = {config.input.lowercase}, but {file} has do_lower_case = {lowers}: set "
+            f"--config.input.lowercase={lowers}"
+        )
 
 
 def _place(value: np.ndarray, leaf: jax.Array) -> jax.Array:

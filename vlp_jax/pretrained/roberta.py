@@ -31,7 +31,9 @@ FAMILY = TextFamily(
     sizes=bert.FAMILY.sizes,
     hidden=bert.FAMILY.hidden,
     layers=bert.FAMILY.layers,
-    fixed=bert.FAMILY.fixed,
+    # Positions are numbered from the id of padding on.
+    fixed={**bert.FIXED, "pad_token_id": 1},
+    defaults=bert.DEFAULTS,
     knobs=bert.KNOBS,
     others={"architectures": ["RobertaModel"], "type_vocab_size": 1, "pad_token_id": 1},
 )

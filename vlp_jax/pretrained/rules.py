@@ -206,14 +206,23 @@ def take(rule: Rule, shape: Shape, tensors: Tensors, there: Mapping[str, str]) -
     Args:
       shape: ours.
       there: the name that rules use -> the one in the file.
+
+    Raises:
+      UserError: a value is nan or infinite.
     """
     own, pieces = rule.own(shape), []
     for names in rule.names(shape):
-        values = [tensors.read(there[name]).astype(np.float32) for name in names]
+        values = [_finite(name, tensors.read(there[name]).astype(np.float32)) for name in names]
         origin = rule.origin(own, values[0].shape)
         piece = rule.how.take(values, origin)
         pieces.append(piece if origin == own else tables.resize(rule.ours, piece, own[-2]))
     return np.stack(pieces) if "{i}" in rule.theirs[0] else pieces[0]
+
+
+def _finite(name: str, tensor: np.ndarray) -> np.ndarray:
+    if not np.isfinite(tensor).all():
+        raise UserError(f"{name} holds values that are nan or infinite: the file is damaged; fetch it anew")
+    return tensor
 
 
 def give(rules: Sequence[Rule], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -70,6 +70,8 @@ def _family(kind: VisionFamily, ignored: tuple[str, ...]) -> VisionFamily:
         prefixes=("module.",),  # of a model that was trained on several GPUs
         embedding=tuple(map(_renamed, kind.embedding)),
         layer=tuple(map(_renamed, kind.layer)),
+        optional=tuple(map(_renamed, kind.optional)),
+        defaults={},
         ignored=(r"head\..*", r"mask_token", *ignored),
         knobs={**kind.knobs, "model.vision.norm_epsilon": _EPSILON, "model.vision.activation": "gelu"},
     )
@@ -78,7 +80,7 @@ def _family(kind: VisionFamily, ignored: tuple[str, ...]) -> VisionFamily:
 VIT = _family(vit.FAMILY, (r"pre_logits\..*", r"decoder_.*"))  # MAE's decoder
 BEIT = _family(
     beit.FAMILY,
-    (r"fc_norm\..*", r"norm\..*", r"lm_head\..*", r"(blocks\.\d+\.attn|rel_pos_bias)\.relative_position_index"),
+    (r"fc_norm\..*", r"lm_head\..*", r"(blocks\.\d+\.attn|rel_pos_bias)\.relative_position_index"),
 )
 BEIT_SHARED = dataclasses.replace(
     BEIT,

@@ -33,6 +33,13 @@ FAMILY = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"qv_bias": True, "tubelet_size": 2},
+    defaults={
+        **vit.DEFAULTS,
+        "decoder_hidden_size": 384,
+        "decoder_num_attention_heads": 6,
+        "decoder_num_hidden_layers": 4,
+        "norm_pix_loss": True,
+    },
     knobs={
         **vit.KNOBS,
         "model.vision.cls": False,
@@ -66,5 +73,6 @@ FAMILY = VisionFamily(
             "model.decoder.positions": "sequence",
             "model.decoder.target": "channel",
         },
+        pixels="unit",
     ),
 )

@@ -50,6 +50,10 @@ SIZES = {
     "patch_size": "model.vision.patch_size",
 }
 KNOBS = {"model.vision.cls": True, "model.vision.norm_embedding": False, "model.vision.layer_scale": 0.0}
+DEFAULTS = {
+    "hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12, "hidden_act": "gelu", "image_size": 224, "patch_size": 16,
+}  # fmt: skip
 
 FAMILY = VisionFamily(
     model_type="vit",
@@ -69,6 +73,7 @@ FAMILY = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"qkv_bias": True},
+    defaults=DEFAULTS,
     knobs={**KNOBS, "model.vision.positions": "learned"},
     others={"architectures": ["ViTModel"], "num_channels": 3},
 )

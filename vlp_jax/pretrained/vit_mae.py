@@ -1,8 +1,9 @@
 """ViT-MAE (arXiv 2111.06377) as transformers stores it: a ViT whose file holds its fixed positions, and a decoder of
 one image, which sees the CLS.
 
-Its targets are normalised patches of pixels of ImageNet's mean and deviation, ours of pixels of mean and deviation 0.5:
-after normalisation the colours of a patch differ in scale by a few per cent. Its positions, fixed there, train here
+Where its targets are normalised patches (`norm_pix_loss`), they are of pixels of its own mean and deviation, ours of
+pixels of mean and deviation 0.5: with ImageNet's the colours of a patch differ in scale by a few per cent. Where they
+are pixels, its last map is changed to give ours. Its positions, fixed there, train here
 (`optimizer.trainable` can leave them out); those of the decoder get ours over time, zero in the first frame.
 """
 
@@ -22,6 +23,13 @@ FAMILY = VisionFamily(
     hidden="intermediate_size",
     layers="num_hidden_layers",
     fixed={"qkv_bias": True},
+    defaults={
+        **vit.DEFAULTS,
+        "decoder_hidden_size": 512,
+        "decoder_num_attention_heads": 16,
+        "decoder_num_hidden_layers": 8,
+        "norm_pix_loss": False,
+    },
     knobs=vit.FAMILY.knobs,
     others={"architectures": ["ViTMAEModel"], "num_channels": 3, "mask_ratio": 0.0},
     decoder=Decoder(
@@ -49,5 +57,6 @@ FAMILY = VisionFamily(
             "model.decoder.positions": "learned",
             "model.decoder.target": "patch",
         },
+        pixels="own",
     ),
 )
