@@ -143,7 +143,7 @@ def test_values_at_the_edge_of_their_range_are_accepted(tiny_config, changes):
     [
         ("model.vision.widht", "model.vision.width"),
         ("batchsize", "batch_size"),
-        ("qqqq", "`vlp_jax/config.py` lists every key"),
+        ("qqqq", "`vlp_jax/knobs.py` lists every key"),
         ("model.vision", "model.vision."),
     ],
 )
