@@ -46,7 +46,7 @@ def fitting(folder: str, tower: str) -> Any:
     layers = {f"model.{tower}.layers": min(theirs[kind.layers], 9) if tower == "text" else theirs[kind.layers]}
     start = {f"model.{tower}.init_from": folder, "input.path": "none", "input.tokenizer": "none", "batch_size": 8}
     pool = {} if found.get("model.vision.cls", True) else {"model.vision.pool": "mean"}
-    frames = {"input.frames": 4 * found.get("model.vision.tubelet", 1)}
+    frames = {"input.frames": 4 * found.get("model.vision.tubelet", 1), "model.projection": 512}
     return config_lib.update(config, {**plain, **found, **pool, **layers, **start, **frames, "epochs": 1.0})
 
 
