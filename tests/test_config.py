@@ -57,6 +57,10 @@ BAD = [
     ({"model.adapters.reduction": -1}, ["adapters.reduction", "-1", "[0, inf)"]),
     ({"model.adapters.towers": ("vision", "txt")}, ["adapters.towers = ('vision', 'txt')", "vision, text, fusion"]),
     ({"model.adapters.towers": ()}, ["adapters.towers = ()", "reduction=0"]),
+    (
+        {"model.adapters.reduction": 4, "model.adapters.towers": ("fusion",), "loss.vtm": 0.0, "loss.mlm": 0.0},
+        ["fusion has no blocks here"],
+    ),
     ({"optimizer.layer_decay": 1.5}, ["optimizer.layer_decay", "1.5", "(0, 1]"]),
     (
         {"optimizer.layer_decay": 0.5, "optimizer.layer_decay_stacks": ()},

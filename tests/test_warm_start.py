@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, sharding, state, tables, warm_start
+from vlp_jax import checkpoint, inherit, sharding, state, tables, warm_start
+from vlp_jax import config as config_lib
 from vlp_jax.types import UserError
 
 
@@ -31,6 +32,21 @@ def saved(tmp_path, tiny_config, fake_tokenizer):
         writer.save(step, run, {})
     writer.close()
     return tmp_path / "run", checkpoint.by_path(run.params)
+
+
+def test_patches_numbered_in_one_row_are_refused_in_another_grid(tmp_path, tiny_config, fake_tokenizer):
+    form = {"model.vision.positions": "sequence", "model.vision.time_positions": "none"}
+    config = tiny_config(form)
+    run = make(config, fake_tokenizer, 1)
+    writer = checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", keep=1, asynchronous=False)
+    writer.save(1, run, {"config": json.loads(config_lib.to_json(config))})
+    writer.close()
+    here = {**form, "init_from": str(tmp_path / "run")}
+    new, _ = inherit.parameters(tiny_config(here), make(tiny_config(here), fake_tokenizer, 2).params)
+    np.testing.assert_array_equal(checkpoint.by_path(new)["vision/cls"], checkpoint.by_path(run.params)["vision/cls"])
+    larger = tiny_config({**here, "input.image_size": 32})
+    with pytest.raises(UserError, match=r"makes 4 x 4 patches .* has 3 x 3: .* set input.image_size=24"):
+        inherit.parameters(larger, make(larger, fake_tokenizer, 2).params)
 
 
 def test_a_part_that_the_other_runs_loss_never_made_is_named_with_its_weight(tmp_path, tiny_config, fake_tokenizer):

@@ -100,16 +100,32 @@ def parameters(config: Any, params: Any, answers: bytes | None = None) -> tuple[
       answers: this run's answer list, serialised; a head over a list is taken only from one over the same list.
 
     Raises:
-      UserError: as `warm_start.load`.
+      UserError: as `warm_start.load`; or the positions of a clip's patches in one row would mean other places.
     """
     origin = warm_start.find(config.init_from)
-    saved = origin.metadata()["config"]["task"]
+    there = origin.metadata()["config"]
+    _check_sequence(config, there)
+    saved = there["task"]
     same = (saved["kind"], saved["head"]) == (config.task.kind, config.task.head)
     over_a_list = config.task.kind == "classification" or config.task.head == "classifier"
     if same and over_a_list:
         file = origin.workdir / workdir.ANSWERS
         same = answers is not None and file.is_file() and file.read_bytes() == answers
     return warm_start.load(config.init_from, tuple(config.init_may_differ), params, task.origins, same_head=same)
+
+
+def _check_sequence(config: Any, there: Any) -> None:
+    """Refuses another number of patches in a frame where they are numbered in one row: there is no table to
+    interpolate, and nothing else would tell."""
+    model = config.model
+    side = config.input.image_size // model.vision.patch_size
+    trained = there["input"]["image_size"] // there["model"]["vision"]["patch_size"]
+    if "sequence" in (model.vision.positions, model.decoder.positions) and side != trained:
+        raise UserError(
+            f"config.input.image_size = {config.input.image_size} makes {side} x {side} patches of a frame, the run in "
+            f"config.init_from has {trained} x {trained}: positions = 'sequence' number them in one row, so that all "
+            f"would be others; set input.image_size={trained * model.vision.patch_size}"
+        )
 
 
 def trained_on(config: Any, history: Sequence[dict[str, str]] | None = None) -> list[dict[str, str]]:

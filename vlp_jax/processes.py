@@ -43,6 +43,8 @@ def uninterrupted() -> Iterator[None]:
 def heed_interrupts() -> None:
     """Sends a Ctrl-C again that Python dropped: in a callback of its garbage collector an exception cannot go up."""
     report = sys.unraisablehook
+    if getattr(report, "heeds_interrupts", False):
+        return
 
     def hook(dropped: "sys.UnraisableHookArgs", /) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
@@ -53,6 +55,7 @@ def heed_interrupts() -> None:
         again.daemon = True
         again.start()
 
+    hook.heeds_interrupts = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
 
 

@@ -94,6 +94,14 @@ def validate(c: ml_collections.ConfigDict) -> None:
             f"config.model.adapters.towers = {tuple(m.adapters.towers)}: expected some of {', '.join(towers)}; "
             "model.adapters.reduction=0 leaves all without adapters"
         )
+    fuses = bool(c.loss.vtm or c.loss.mlm)
+    blocks = {"vision": m.vision.layers, "text": m.text.layers, "fusion": m.fusion.layers * fuses}
+    without = [tower for tower in m.adapters.towers if m.adapters.reduction and not blocks[tower]]
+    if without:
+        raise UserError(
+            f"config.model.adapters.towers = {tuple(m.adapters.towers)}, but {without[0]} has no blocks here: leave it "
+            "out, or set model.adapters.reduction=0"
+        )
     for tower in m.adapters.towers:
         if m.adapters.reduction and towers[tower] % m.adapters.reduction:
             raise UserError(

@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.parity import error, root_mean_square, saved_gradients, shake
-from vlp_jax import checkpoint
+from vlp_jax import checkpoint, export
 from vlp_jax import config as config_lib
 from vlp_jax.models import attention, layers
+from vlp_jax.models.text import pooled
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
 from vlp_jax.recipes.align_and_fuse import AlignAndFuse
@@ -162,6 +163,23 @@ def test_clip_parity_of_words_similarities_loss_and_gradients(size, tmp_path):
         worst |= {name: error(g, there[name], least) for name, g in give(rules, found).items()}
     assert len(worst) > 20 and max(worst.values()) < 1e-4, worst
     print(f"clip {size}: forward {max(errors.values()):.1e}, {len(worst)} gradients {max(worst.values()):.1e}")
+
+
+def test_clip_parity_of_exported_words_and_of_the_pooled_one(tmp_path):
+    theirs("small").save_pretrained(tmp_path / "in")
+    graph, params, _ = ours("small", tmp_path / "in")
+    _, ids, mask = pairs("small")
+    pieces = SIZES["small"][3][1]
+    special = {"pad_token_id": 1, "bos_token_id": pieces - 2, "eos_token_id": pieces - 1}
+    export.text(nnx.merge(graph, params).config, params, "clip", tmp_path / "out", special)
+    model, loading = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading.values()), loading
+    given = {"input_ids": torch.tensor(ids.astype(np.int64)), "attention_mask": torch.tensor(mask.astype(np.int64))}
+    with torch.no_grad():
+        expected = model.eval()(**given)
+    words = jax.jit(lambda params: nnx.merge(graph, params).text(ids, mask))(params)
+    assert error(np.asarray(words)[mask], expected.last_hidden_state.numpy()[mask]) < 1e-5
+    assert error(pooled(words, mask, "last"), expected.pooler_output.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("size", list(SIZES))

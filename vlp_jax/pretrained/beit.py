@@ -28,8 +28,6 @@ FAMILY = VisionFamily(
         r"lm_head\..*",
     ),
     sizes={**vit.SIZES, "layer_scale_init_value": "model.vision.layer_scale"},
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     defaults={**vit.DEFAULTS, "layer_scale_init_value": 0.1, "use_relative_position_bias": False},
     fixed={
         "use_relative_position_bias": True,

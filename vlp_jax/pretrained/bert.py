@@ -69,8 +69,6 @@ FAMILY = TextFamily(
         "layer_norm_eps": "model.text.norm_epsilon",
         "hidden_act": "model.text.activation",
     },
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     fixed=FIXED,
     defaults=DEFAULTS,
     knobs=KNOBS,

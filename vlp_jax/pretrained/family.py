@@ -22,6 +22,12 @@ from vlp_jax.types import UserError
 from vlp_jax.warm_start import Report, Taken
 
 _KERNEL = "vision/embed/kernel"
+_DECODER_SIZES = {  # as `Family.sizes`
+    "decoder_hidden_size": "model.decoder.width",
+    "decoder_num_attention_heads": "model.decoder.heads",
+    "decoder_num_hidden_layers": "model.decoder.layers",
+    "layer_norm_eps": "model.decoder.norm_epsilon",
+}
 # Of a parameter whose shape does not fit: what decides it.
 _HINTS = {
     "text/embedding": "Set config.input.tokenizer to that model's vocab.txt or tokenizer.json",
@@ -60,9 +66,9 @@ class Family:
     layer: tuple[Rule, ...]
     ignored: tuple[str, ...]
     sizes: Mapping[str, str]
-    hidden: str
-    layers: str
-    fixed: Mapping[str, Any]
+    hidden: str = "intermediate_size"
+    layers: str = "num_hidden_layers"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optional: tuple[Rule, ...] = ()
@@ -279,14 +285,13 @@ class Decoder:
     Attributes:
       rules: of what is around its layers, and of one layer `{i}`.
       ignored: regular expressions of its names.
-      sizes, knobs: as of `Family`; where its targets are not normalised (`norm_pix_loss`), `decoder.target` is pixels.
+      knobs: as of `Family`; where its targets are not normalised (`norm_pix_loss`), `decoder.target` is pixels.
       pixels: what these are then: `own`, of the mean and deviation that the encoder was trained with, or `unit`, in
         [0, 1].
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
-    sizes: Mapping[str, str]
     knobs: Mapping[str, Any]
     pixels: str
 
@@ -323,7 +328,7 @@ class VisionFamily(Family):
         own = super().expected(config, theirs)
         if self.decoder is None or not config.model.decoder.from_file:
             return own
-        sizes = {knob: theirs[key] for key, knob in self.decoder.sizes.items() if key in theirs}
+        sizes = {knob: theirs[key] for key, knob in _DECODER_SIZES.items() if key in theirs}
         raw = {} if theirs.get("norm_pix_loss", True) else {"model.decoder.target": "pixels"}
         return own | sizes | dict(self.decoder.knobs) | raw
 

@@ -29,8 +29,6 @@ FAMILY = TextFamily(
     # The decoder is tied to the embedding.
     ignored=(r"embeddings\.position_ids", r"pooler\..*", r"lm_head\.decoder\..*"),
     sizes=bert.FAMILY.sizes,
-    hidden=bert.FAMILY.hidden,
-    layers=bert.FAMILY.layers,
     # Positions are numbered from the id of padding on.
     fixed={**bert.FIXED, "pad_token_id": 1},
     defaults=bert.DEFAULTS,

@@ -35,8 +35,6 @@ FAMILY = VisionFamily(
     ),
     ignored=(r"classifier\..*",),
     sizes=vit.SIZES,
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     defaults={**vit.DEFAULTS, "layer_norm_eps": 1e-6},
     fixed={"qkv_bias": True, "attention_type": "divided_space_time"},
     others={"architectures": ["TimesformerModel"], "num_channels": 3},

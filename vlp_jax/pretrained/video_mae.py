@@ -30,8 +30,6 @@ FAMILY = VisionFamily(
     ),
     ignored=(r"fc_norm\..*", r"classifier\..*"),
     sizes={**vit.SIZES, "image_size": "input.image_size"},  # no table could be interpolated
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     fixed={"qv_bias": True, "tubelet_size": 2},
     defaults={
         **vit.DEFAULTS,
@@ -61,12 +59,6 @@ FAMILY = VisionFamily(
             Rule("decoder/out/bias", ("decoder.head.bias",)),
         ),
         ignored=(r"decoder\..*", r"mask_token", r"encoder_to_decoder\.weight"),
-        sizes={
-            "decoder_hidden_size": "model.decoder.width",
-            "decoder_num_attention_heads": "model.decoder.heads",
-            "decoder_num_hidden_layers": "model.decoder.layers",
-            "layer_norm_eps": "model.decoder.norm_epsilon",
-        },
         knobs={
             "model.decoder.attention": "joint",
             "model.decoder.cls": False,

@@ -70,8 +70,6 @@ FAMILY = VisionFamily(
     ),
     ignored=(r"embeddings\.mask_token", r"pooler\..*", r"classifier\..*"),
     sizes=SIZES,
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     fixed={"qkv_bias": True},
     defaults=DEFAULTS,
     knobs={**KNOBS, "model.vision.positions": "learned"},

@@ -20,8 +20,6 @@ FAMILY = VisionFamily(
     layer=vit.FAMILY.layer,
     ignored=(),
     sizes=vit.SIZES,
-    hidden="intermediate_size",
-    layers="num_hidden_layers",
     fixed={"qkv_bias": True},
     defaults={
         **vit.DEFAULTS,
@@ -46,12 +44,6 @@ FAMILY = VisionFamily(
             Rule("decoder/out/bias", ("decoder.decoder_pred.bias",)),
         ),
         ignored=(r"decoder\..*",),
-        sizes={
-            "decoder_hidden_size": "model.decoder.width",
-            "decoder_num_attention_heads": "model.decoder.heads",
-            "decoder_num_hidden_layers": "model.decoder.layers",
-            "layer_norm_eps": "model.decoder.norm_epsilon",
-        },
         knobs={
             "model.decoder.cls": True,
             "model.decoder.positions": "learned",
