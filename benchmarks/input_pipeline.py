@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import input_strategies as strategies
 from configs import smaug
 from vlp_jax import config as config_lib
-from vlp_jax import launch, sharding
+from vlp_jax import runs, sharding
 from vlp_jax import state as state_lib
 from vlp_jax.input import mixture, pipeline, sources, video
 from vlp_jax.input.tokenizer import open_tokenizer
@@ -135,7 +135,7 @@ def into_the_step(place: tuple[str, str], count: int) -> dict[int, dict[str, flo
     out = {}
     tokenizer = open_tokenizer(VOCABULARY, 16)
     config = training_config(*place, 0)
-    launch.set_precision(config)
+    runs.set_precision(config)
     mesh = sharding.make_mesh(config, jax.devices()[:1])
     with sharding.use_mesh(mesh):
         run = state_lib.setup(config, tokenizer, mesh, 1000)

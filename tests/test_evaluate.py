@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import config as config_lib
-from vlp_jax import evaluate, inherit, launch, sharding
+from vlp_jax import evaluate, inherit, runs, sharding
 from vlp_jax import state as state_lib
 from vlp_jax.checkpoint import Checkpointer, by_path
 from vlp_jax.types import UserError
@@ -132,9 +132,9 @@ def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, f
     with sharding.use_mesh(mesh):
         setup = state_lib.setup(config, fake_tokenizer, mesh, 10)
         params = setup.create().params
-        run = launch.Run(config, fake_tokenizer, setup, params, 1, None, {})
+        run = runs.Run(config, fake_tokenizer, setup, params, 1, None, {})
         model = state_lib.merge(setup, params)
-        alone = evaluate.recipe_alone(run)
+        alone = runs.recipe_alone(run)
         video = random_batch(config).video
         expected = model.recipe.embed_video(video)
         np.testing.assert_array_equal(state_lib.merge(alone.setup, alone.params).embed_video(video), expected)
@@ -145,7 +145,7 @@ def test_the_recipe_of_a_tasks_run_embeds_as_the_tasks_model_does(tiny_config, f
 
 def test_a_classifier_has_nothing_to_retrieve_with(classifier_run, tmp_path):
     with pytest.raises(UserError, match="only the video encoder is there"):
-        evaluate.recipe_alone(launch.Run(classifier_run[1], None, None, None, 1, None, {}))
+        runs.recipe_alone(runs.Run(classifier_run[1], None, None, None, 1, None, {}))
 
 
 @pytest.fixture

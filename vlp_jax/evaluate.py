@@ -4,7 +4,6 @@ The model and its sizes come from the checkpoint's own config, the tokenizer and
 choose what to evaluate, and on what.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,9 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 
-from vlp_jax import best, distributed, inherit, launch, sharding, validation
+from vlp_jax import best, distributed, inherit, launch, runs, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax.analysis import pictures
@@ -99,7 +97,7 @@ def main(argv: list[str]) -> None:
 
 def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
     """Runs the task of the flags, of the checkpoint of a step, of the best one, or by default the newest."""
-    run = launch.open_run(workdir, step, best=best, ensemble=FLAGS.ensemble)
+    run = runs.open_run(workdir, step, best=best, ensemble=FLAGS.ensemble)
     task = FLAGS.task or evaluators.kind_of(run.config.task.kind)
     history = run.metadata["trained_on"]
     for name, tasks in _READ_BY.items():
@@ -116,7 +114,7 @@ def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
             "which multiple choice and reranked retrieval have alone; give --rerank, or --ensemble=concat"
         )
     if task in ("retrieval", "reconstruction"):
-        run = recipe_alone(run)
+        run = runs.recipe_alone(run)
     validation.validate(run.config)
     out = workdir / "evaluation"
     out.mkdir(exist_ok=True)
@@ -201,7 +199,7 @@ def same_data(config: Any) -> Callable[[dict[str, Any]], bool]:
     return lambda item: item["path"] == here or bool(content and item.get("content") == content)
 
 
-def chosen_on(run: launch.Run, source: sources.Source) -> bool:
+def chosen_on(run: runs.Run, source: sources.Source) -> bool:
     """Whether the checkpoint was chosen by clips of `source`, which `run.config.input` and its evaluation describe."""
     selected = run.metadata.get("selected")
     if selected is None or not _its_data(run):
@@ -212,29 +210,14 @@ def chosen_on(run: launch.Run, source: sources.Source) -> bool:
     return bool(sources.shared_clips(source, sources.open_source(c.input, split)))
 
 
-def _its_data(run: launch.Run) -> bool:
+def _its_data(run: runs.Run) -> bool:
     """Whether `run.config.input`, which flags may have changed, is the data set that the run named."""
     saved = run.metadata["config"]["input"]["path"]
     own = [item for item in run.metadata["trained_on"] if item["path"] == os.path.realpath(saved)]
     return os.path.realpath(saved) == os.path.realpath(run.config.input.path) or any(map(same_data(run.config), own))
 
 
-def recipe_alone(run: launch.Run) -> launch.Run:
-    """The recipe of a task's run, as a pre-training run has it."""
-    if run.config.task.kind == "pretrain":
-        return run
-    if not any(config_lib.loss_weights(run.config).values()):
-        raise UserError(
-            f"of {run.config.name} only the video encoder is there, as every weight in its config.loss is 0, and "
-            "neither retrieval nor reconstruction can use it alone; evaluate a run of pre-training or of retrieval"
-        )
-    graph, abstract = nnx.split(nnx.merge(run.setup.graph, run.setup.abstract.params).recipe)
-    setup = dataclasses.replace(run.setup, graph=graph, abstract=state_lib.TrainState(abstract, None, None))
-    config_lib.update(run.config, {"task.kind": "pretrain", "optimizer.trainable": ()})
-    return dataclasses.replace(run, setup=setup, params=run.params["recipe"], answers=None)
-
-
-def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out: pathlib.Path) -> None:
+def run_evaluator(run: runs.Run, task: str, history: list[dict[str, Any]], out: pathlib.Path) -> None:
     """Prints the table of a task's metrics and writes it, with a row for every query, to `out`.json."""
     c, e = run.config, run.config.evaluation
     source = sources.open_source(c.input, e.split)
@@ -278,7 +261,7 @@ def run_evaluator(run: launch.Run, task: str, history: list[dict[str, Any]], out
     print(f"every query: {path}")
 
 
-def run_reconstruction(run: launch.Run, out: pathlib.Path) -> None:
+def run_reconstruction(run: runs.Run, out: pathlib.Path) -> None:
     """Writes a picture of masked input, reconstruction and kept tokens to `out`.png."""
     c, setup = run.config, run.setup
     source = sources.open_source(c.input, c.evaluation.split)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint, launch, sharding
+from vlp_jax import checkpoint, launch, runs, sharding
 from vlp_jax import config as config_lib
 from vlp_jax.files import write_atomically
 from vlp_jax.input.sentence_piece import SentencePiece
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     workdir, out = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: something is there already; name a new folder")
-    run = launch.open_run(workdir, step, best=best)
+    run = runs.open_run(workdir, step, best=best)
     if FLAGS.tower == "vision":
         vision(run.config, run.params, family, out)
         print(f"the video encoder of {run.config.name}, step {run.step}, as {family} in {out}")

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlp_jax import best as best_lib
-from vlp_jax import checkpoint, distributed, inherit, launch, optimizer, sharding, validation
+from vlp_jax import checkpoint, distributed, inherit, launch, optimizer, runs, sharding, validation
 from vlp_jax import config as config_lib
 from vlp_jax import state as state_lib
 from vlp_jax import workdir as workdir_lib
@@ -83,8 +83,8 @@ def train(
     if config.init_model:
         say(inherit.model_config(config, given, saved))
     validation.validate(config)
-    launch.set_precision(config)
-    launch.check_kernel(config)
+    runs.set_precision(config)
+    runs.check_kernel(config)
     stop = launch.StopSignal()
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
@@ -97,7 +97,7 @@ def train(
     total_steps = config_lib.total_steps(config, len(mixture))
     records = {part.name or "input": len(part.source) for part in mixture.parts}
     tokenizer = tokenizer_lib.open_tokenizer(tokenizer_file, config.input.max_text_tokens, config.input.lowercase)
-    answers = launch.open_answers(config)
+    answers = runs.open_answers(config)
     answer_file = None if answers is None else answers.serialized()
     if answer_file is not None and saved is not None:
         workdir_lib.check_answers(workdir, answer_file)

@@ -1,0 +1,71 @@
+"""A run opens with its own config, weights and data; clips that do not decode are passed over and named."""
+
+import numpy as np
+import pytest
+
+from vlp_jax import analysis
+from vlp_jax.checkpoint import by_path
+from vlp_jax.types import UserError
+
+
+@pytest.fixture(scope="module")
+def loaded(workdir):
+    return analysis.load(workdir)
+
+
+def embed(model, video):
+    return model.embed_video(video)
+
+
+def test_a_run_opens_with_its_step_config_and_weights(make_run, tmp_path):
+    params = by_path(make_run(tmp_path / "run", {"seed": 3}))
+    loaded = analysis.load(str(tmp_path / "run"), step=7)
+    assert (loaded.run.step, loaded.config.seed, loaded.title) == (7, 3, "smaug-tiny, step 7")
+    for name, value in by_path(loaded.run.params).items():
+        np.testing.assert_array_equal(value, params[name])
+
+
+def test_clips_are_those_of_the_split_in_its_order(loaded):
+    source, clips = loaded.source("test"), loaded.clips(3, split="test")
+    assert clips.captions == [source.annotation(i).caption for i in range(3)]
+    assert clips.clip_ids == [source.annotation(i).clip_id for i in range(3)]
+    assert clips.batch.video.shape == (3, 3, 16, 16, 3) and clips.batch.valid.all() and not clips.skipped
+    some = loaded.clips(split="test", records=[2, 0])
+    np.testing.assert_array_equal(some.batch.video, clips.batch.video[[2, 0]])
+    assert some.records.tolist() == [2, 0]
+
+
+def test_a_function_of_the_model_runs_compiled_as_the_model_does(loaded):
+    video = loaded.clips(2).batch.video
+    out = loaded.apply(embed, video)
+    np.testing.assert_allclose(out, loaded.model.embed_video(video), rtol=1e-5, atol=1e-6)
+    assert isinstance(out, np.ndarray)
+
+
+def test_clips_that_do_not_decode_are_passed_over_and_named(loaded, monkeypatch):
+    first = loaded.source().annotation(0).clip_id
+    real = type(loaded.source()).__getitem__
+
+    def broken(self, index):
+        record = real(self, index)
+        return type(record)(b"no video", record.caption, record.clip_id) if index == 0 else record
+
+    monkeypatch.setattr(type(loaded.source()), "__getitem__", broken)
+    clips = loaded.clips(2)
+    assert clips.records.tolist() == [1, 2] and list(clips.skipped) == [first]
+    with pytest.raises(UserError, match=f"0 of 1 decode; {first}: "):
+        loaded.clips(records=[0])
+
+
+def test_what_is_not_there_is_refused_by_name(loaded, workdir, tmp_path):
+    for call, message in [
+        (lambda: loaded.clips(99), "99 clips of split 'test' were asked for, 10 of 10 decode"),
+        (lambda: loaded.clips(0), "expected one clip or more"),
+        (lambda: loaded.clips(records=[3, 10]), r"records = \[10\]: expected 0 to 9"),
+        (lambda: analysis.load(workdir, step=7, best=True), "step=7, best=True"),
+        (lambda: analysis.load(workdir, step=8), "8"),
+        (lambda: analysis.load(workdir, best=True), "holds no best"),
+        (lambda: analysis.load(tmp_path), "holds no checkpoints"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()

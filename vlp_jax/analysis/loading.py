@@ -1,0 +1,155 @@
+"""Opening a run for a look inside: `load(workdir)`, then `clips` to look at and `apply` to run the model on them."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlp_jax import config as config_lib
+from vlp_jax import mirror, runs, sharding
+from vlp_jax import state as state_lib
+from vlp_jax.input import pipeline, sources
+from vlp_jax.types import Batch, UserError
+
+_BATCH = 8  # clips decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Some clips that decoded, in the order of the split.
+
+    Attributes:
+      batch: NumPy arrays of B clips.
+      captions, clip_ids: B texts each.
+      records: int `[B]`, their numbers in the split.
+      skipped: clips passed over because they did not decode: their names -> why.
+    """
+
+    batch: Batch
+    captions: list[str]
+    clip_ids: list[str]
+    records: np.ndarray
+    skipped: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A run on this machine's devices.
+
+    Attributes:
+      workdir: its folder.
+      run: its config, tokenizer, parameters (those of evaluation), step and metadata; of a fine-tuned run the recipe
+        below the task's head.
+    """
+
+    workdir: pathlib.Path
+    run: runs.Run
+    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Any:
+        """The config that the checkpoint was trained by; its mesh is this machine's."""
+        return self.run.config
+
+    @property
+    def model(self) -> Any:
+        """The recipe, with its parameters."""
+        return state_lib.merge(self.run.setup, self.run.params)
+
+    @property
+    def title(self) -> str:
+        """What a figure's title calls the run."""
+        return f"{self.config.name}, step {self.run.step}"
+
+    def source(self, split: str | None = None) -> sources.Source:
+        """The clips of a split, by default of `config.evaluation.split`, at the run's own `config.input.path`."""
+        return sources.open_source(self.config.input, split or self.config.evaluation.split)
+
+    def clips(self, count: int = 4, *, split: str | None = None, records: Sequence[int] | None = None) -> Clips:
+        """Decodes the first `count` clips of a split that decode, or those of the given records.
+
+        Args:
+          count: how many; not read where `records` are given.
+          records: numbers of examples in the split.
+
+        Raises:
+          UserError: the split has fewer than `count` clips that decode, or one of `records` does not.
+        """
+        source = self.source(split)
+        split = split or self.config.evaluation.split
+        if records is not None and (outside := [r for r in records if not 0 <= r < len(source)]):
+            raise UserError(f"records = {outside[:5]}: expected 0 to {len(source) - 1}, the numbers in split {split!r}")
+        if count < 1 or (records is not None and not len(records)):
+            raise UserError(f"clips(count={count}, records={records}): expected one clip or more")
+        wanted = np.arange(len(source)) if records is None else np.asarray(records, np.int64)
+        batches = pipeline.evaluation_batches(
+            self.config, source, self.run.tokenizer, batch_size=min(_BATCH, len(wanted)), records=wanted
+        )
+        goal = count if records is None else len(wanted)
+        rows, skipped = [], {}
+        for item in batches:
+            for i, padding in enumerate(item.is_padding):
+                if padding or len(rows) == goal:
+                    continue
+                if item.errors[i]:
+                    skipped[item.clip_ids[i]] = item.errors[i]
+                else:
+                    example = jax.tree.map(lambda x, i=i: x[i], item.batch)
+                    rows.append((example, item.captions[i], item.clip_ids[i], int(item.records[i])))
+            if len(rows) == goal:
+                break
+        if len(rows) < goal:
+            why = "; ".join(f"{name}: {error}" for name, error in itertools.islice(skipped.items(), 3))
+            raise UserError(
+                f"{goal} clips of split {split!r} were asked for, {len(rows)} of {len(wanted)} decode; "
+                f"{why or 'ask for fewer'}"
+            )
+        examples, captions, names, numbers = zip(*rows)
+        batch = jax.tree.map(lambda *x: np.stack(x), *examples)
+        return Clips(batch, list(captions), list(names), np.array(numbers), skipped)
+
+    def apply(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """`function(model, *arrays)`, compiled once for each function and shapes; NumPy arrays come back.
+
+        Args:
+          function: of the recipe and arrays (or trees of them, such as a Batch); a module-level function, so that the
+            next call finds it compiled.
+        """
+        setup = self.run.setup
+        if function not in self._compiled:
+            self._compiled[function] = jax.jit(
+                lambda params, *arrays: function(state_lib.merge(setup, params), *arrays),
+                out_shardings=sharding.replicated(setup.mesh),
+            )
+        with sharding.use_mesh(setup.mesh):
+            return jax.device_get(self._compiled[function](self.run.params, *arrays))
+
+
+def load(workdir: str | os.PathLike, step: int | None = None, *, best: bool = False, data: str | None = None) -> Loaded:
+    """Restores any run onto this machine's devices, whatever mesh it was trained on.
+
+    Args:
+      workdir: its folder, or its address such as gs://BUCKET/runs/base, which is fetched.
+      step: of the checkpoint; the newest intact one by default.
+      best: the checkpoint that a metric chose.
+      data: where its clips lie now, if not at the run's own `config.input.path`.
+
+    Raises:
+      UserError: there is no run, or no such checkpoint; of a run without a text encoder there is nothing to look at.
+    """
+    if step is not None and best:
+        raise UserError(f"load(step={step}, best=True): expected one of them; the best checkpoint has its own step")
+    text = os.fspath(workdir)
+    folder = pathlib.Path(text)
+    if mirror.is_address(text):
+        folder = mirror.staging(text)
+        mirror.Mirror(text, folder, only="evaluation/").fetch(step)
+    run = runs.recipe_alone(runs.open_run(folder, step, best=best))
+    if data is not None:
+        config_lib.update(run.config, {"input.path": data})
+    return Loaded(folder, run)
