@@ -91,7 +91,8 @@ class Loaded:
             self.config, source, self.run.tokenizer, batch_size=min(_BATCH, len(wanted)), records=wanted
         )
         goal = count if records is None else len(wanted)
-        rows, skipped = [], {}
+        rows: list[tuple[Batch, str, str, int]] = []
+        skipped: dict[str, str] = {}
         for item in batches:
             for i, padding in enumerate(item.is_padding):
                 if padding or len(rows) == goal:
