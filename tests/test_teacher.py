@@ -9,6 +9,7 @@ import pytest
 
 from vlp_jax import checkpoint, sharding
 from vlp_jax import state as state_lib
+from vlp_jax.types import UserError
 
 SHARE, DECAY = 0.4, 0.8
 NOTHING_DRAWN = {
@@ -64,6 +65,28 @@ def test_after_two_steps_the_teacher_is_the_analytic_average(two_steps):
     for name, average in checkpoint.by_path(two_steps.states[2].ema).items():
         expected = DECAY**2 * first[name] + (1 - DECAY) * DECAY * second[name] + (1 - DECAY) * third[name]
         np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_parameters_average_has_the_decay_of_the_first_rule_that_matches_it(
+    tiny_config, fake_tokenizer, random_batch
+):
+    rules = (("vision/blocks/.*", 0.5), ("vision/.*", 0.0))
+    made = start(tiny_config({**CHANGES, "optimizer.ema_decays": rules}), fake_tokenizer)
+    batch = random_batch(made.run.config)
+    first, _ = made.step(made.state, batch)
+    second, _ = made.step(first, batch)
+    before, moved, after = (checkpoint.by_path(x) for x in (first.ema, second.params, second.ema))
+    kinds = set()
+    for name, average in after.items():
+        decay = 0.5 if name.startswith("vision/blocks/") else 0.0 if name.startswith("vision/") else DECAY
+        kinds.add(decay)
+        np.testing.assert_allclose(average, decay * before[name] + (1 - decay) * moved[name], rtol=1e-5, atol=1e-7)
+    assert kinds == {0.5, 0.0, DECAY}
+
+
+def test_a_rule_of_the_average_that_matches_nothing_is_refused(tiny_config, fake_tokenizer):
+    with pytest.raises(UserError, match=r"ema_decays holds 'visoin/\.\*'"):
+        start(tiny_config({**CHANGES, "optimizer.ema_decays": (("visoin/.*", 0.5),)}), fake_tokenizer)
 
 
 def cosines(run, params, batch):

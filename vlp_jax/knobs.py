@@ -277,6 +277,9 @@ def _training(c: ml_collections.ConfigDict) -> None:
     o.layer_decay = 1.0
     o.layer_decay_stacks = ("(recipe/)?vision",)  # regular expressions: modules with blocks that it holds for
     o.ema_decay = 0.0  # exponential moving average of the parameters, for evaluation and loss.distill; 0: none
+    # ((pattern, decay), ...): parameters whose whole path matches have this decay, in [0, 1), in place of ema_decay;
+    # the first that matches counts. 0 follows at once: of (("vision/.*", 0.999), (".*", 0.0)) vision alone is averaged.
+    o.ema_decays = ()
 
 
 def _running(c: ml_collections.ConfigDict) -> None:

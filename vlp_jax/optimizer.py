@@ -112,6 +112,25 @@ def rate_factors(config: ml_collections.ConfigDict, params: Any) -> Any:
     return jax.tree.map(factor, named, params)
 
 
+def ema_decays(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """The decay of each parameter's moving average: that of the first of `config.optimizer.ema_decays` whose pattern
+    matches the whole path, `config.optimizer.ema_decay` where none does.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A tree as `params` of Python floats.
+
+    Raises:
+      UserError: a pattern matches no parameter; it names the nearest ones.
+    """
+    o, named = config.optimizer, names(params)
+    _check_matched("ema_decays", [pattern for pattern, _ in o.ema_decays], jax.tree.leaves(named))
+    decay_of = lambda name: next((decay for p, decay in o.ema_decays if re.fullmatch(p, name)), o.ema_decay)
+    return jax.tree.map(lambda name: float(decay_of(name)), named)
+
+
 def _depths(patterns: Iterable[str], known: list[str], leaves: list[Any]) -> dict[str, int]:
     """Path of each module with a stack of blocks that a pattern matches -> number of the blocks."""
     stacks = {name.partition("/blocks/")[0]: leaf.shape[0] for name, leaf in zip(known, leaves) if "/blocks/" in name}

@@ -77,7 +77,9 @@ def setup(
     make_model = lambda: task.build(config, tokenizer, nnx.Rngs(config.seed), answers)
     graph, params = sharding.abstract_model(make_model)
     places = sharding.parameter_shardings(params, mesh, config.mesh.rules)
-    optimizer.rate_factors(config, params)  # a pattern that matches nothing stops here, not in the first step
+    # A pattern that matches nothing stops here, not in the first step.
+    optimizer.rate_factors(config, params)
+    optimizer.ema_decays(config, params)
     transform = optimizer.make(config, steps)
     opt_state = jax.eval_shape(transform.init, params)
     # A parameter that does not train has an `optax.MaskedNode` in place of its moments.
@@ -117,6 +119,7 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
     # By selection, not by adding zeros: frozen parameters keep every bit.
     only_trained = lambda new, old: jax.tree.map(lambda trains, new, old: new if trains else old, trains, new, old)
 
+    decays = optimizer.ema_decays(config, run.abstract.params)
     model = lambda params: nnx.merge(run.graph, sharding.gathered(params, run.config.mesh.rules))
 
     def loss_of(params, batch, average):
@@ -153,8 +156,8 @@ def train_step(run: Setup, masked: bool = True) -> Callable[[TrainState, Batch, 
         params = only_trained(optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
-            decay = config.optimizer.ema_decay
-            ema = only_trained(jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params), params)
+            average = lambda decay, old, new: decay * old + (1 - decay) * new
+            ema = only_trained(jax.tree.map(average, decays, ema, params), params)
         new = TrainState(params, opt_state, ema)
         state = jax.tree.map(functools.partial(jnp.where, finite), new, state)
         return state, {**sums, "loss": loss, "grad_norm": grad_norm, "finite": finite}

@@ -230,14 +230,29 @@ def _validate_optimizer(c):
             "would have it; name stacks, or set layer_decay=1"
         )
     for rule in o.multipliers:
-        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
-        if not (pair and isinstance(rule[1], (int, float)) and 0 < rule[1] < math.inf):
+        if not (_is_rule(rule) and 0 < rule[1] < math.inf):
             raise UserError(
                 f"config.optimizer.multipliers holds {rule!r}: expected (pattern, factor), a regular expression and a "
                 "finite number above 0, as in (('vision/.*', 0.1),); what does not train at all is left out of "
                 "config.optimizer.trainable"
             )
         _check_pattern("optimizer.multipliers", rule[0])
+    for rule in o.ema_decays:
+        if not (_is_rule(rule) and 0 <= rule[1] < 1):
+            raise UserError(
+                f"config.optimizer.ema_decays holds {rule!r}: expected (pattern, decay), a regular expression and a "
+                "number in [0, 1), as in (('vision/.*', 0.999),)"
+            )
+        _check_pattern("optimizer.ema_decays", rule[0])
+    if o.ema_decays and not o.ema_decay:
+        raise UserError(
+            f"config.optimizer.ema_decays = {tuple(o.ema_decays)} with config.optimizer.ema_decay = 0.0, which keeps "
+            "no average: set ema_decay to the decay of all other parameters"
+        )
+
+
+def _is_rule(rule):
+    return isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str) and isinstance(rule[1], (int, float))
 
 
 def _validate_evaluation(c):
