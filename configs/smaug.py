@@ -3,7 +3,9 @@
 Or append `_stage1` and `_stage2`: one frame, then four from where that ended, as Singularity trains (that SMAUG does so
 is inferred; benchmarks/cost_quality.py compares). `_stage2` is the size itself, started by `--config.init_from`.
 `_features` is SMAUG of precomputed features, without what hides, drops or rebuilds patches; `--config.input.features.*`
-says which.
+says which. `_videomae` and `_timesformer` have the form and the clip lengths of these encoders, so that
+`--config.model.vision.init_from` takes their weights: tube masks, and no pruning, which needs a CLS in each frame and
+attention inside it.
 
 Launch::
 
@@ -131,7 +133,34 @@ FEATURES: dict[str, Any] = {
     "model.vision.attention": "joint",
 }
 
-VARIANTS: dict[str, dict[str, Any]] = {"": {}, "dense": DENSE, "features": FEATURES, **STAGES}
+# The form of published video encoders; half of their slots are kept by the selector, as in the sizes above.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "videomae": {
+        "input.frames": 16,
+        "model.vision.tubelet": 2,
+        "model.vision.cls": False,
+        "model.vision.pool": "mean",
+        "model.vision.attention": "joint",
+        "model.vision.positions": "sequence",
+        "model.vision.time_positions": "none",
+        "model.vision.norm_epsilon": 1e-12,
+        "model.masking.kind": "tube",
+        "model.pruning.layers": (),
+        "model.selection.frames": 4,
+        "model.decoder.cls": False,
+    },
+    "timesformer": {
+        "input.frames": 8,
+        "model.vision.positions": "learned",
+        "model.vision.time_positions": "learned",
+        "model.vision.temporal_attention": "divided",
+        "model.masking.kind": "tube",
+        "model.pruning.layers": (),
+        "model.selection.frames": 4,
+    },
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, "dense": DENSE, "features": FEATURES, **STAGES, **PUBLISHED}
 
 SIZES = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE}
 

@@ -186,15 +186,20 @@ def test_a_table_that_is_no_square_grid_stops_with_both_shapes(create, written):
         importing.towers(config, params)
 
 
-def test_pixels_of_another_mean_are_folded_into_the_patches(create, written):
-    folder, ours = written("vit")
+@pytest.mark.parametrize("family", ["vit", "clip"])  # CLIP's patches have no bias
+def test_pixels_of_another_mean_are_folded_into_the_patches(create, written, family):
+    folder, ours = written(family)
     mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.3])
     numbers = {"image_mean": mean.tolist(), "image_std": deviation.tolist()}
     (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
-    config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
-    after = checkpoint.by_path(importing.towers(config, params)[0])
+    config, params = create({**FORMS[family], "model.vision.init_from": str(folder)})
+    new, reports = importing.towers(config, params)
+    after = checkpoint.by_path(new)
+    said = "vision/embed/bias: is made from its pixels' mean and deviation" in str(reports["vision"])
+    assert said is (family == "clip")
+    bias = 0 if family == "clip" else ours["vision/embed/bias"]
     pixels = np.random.Generator(np.random.Philox(0)).random((5, 64, 3))
-    expected = ((pixels - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + ours["vision/embed/bias"]
+    expected = ((pixels - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + bias
     got = (2 * pixels - 1).reshape(5, -1) @ after["vision/embed/kernel"] + after["vision/embed/bias"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 

@@ -75,6 +75,9 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
         said += f", whose heads no config.json says: {config.model[name].heads} taken"
     if name == "vision":
         said += pixels.fold(values, config, family, source, theirs)
+        if (bias := "vision/embed/bias") in values and report.taken[bias].how == "created":
+            made = dataclasses.replace(report.taken[bias], note="is made from its pixels' mean and deviation")
+            report.taken[bias] = made
         if config.model.decoder.from_file and config.model.pruning.layers:
             said += (
                 f", whose decoder sees tokens from before block {config.model.pruning.layers[0]} prunes, where it was "
