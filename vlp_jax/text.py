@@ -20,3 +20,8 @@ def encodable_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {encodable(key): encodable_json(item) for key, item in value.items()}
     return value
+
+
+def visible(text: str) -> str:
+    """The text with its control characters, and bytes of file names that are no UTF-8, spelt as \\n or \\udcff."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -130,12 +130,7 @@ class Retrieval:
         self, graph: Any, abstract_params: Any, config: Any, source: Any, tokenizer: Any, mesh: Any, *, rerank=0
     ):
         model = nnx.merge(graph, abstract_params)
-        recipe.require(model, recipe.DualEncoder, "retrieval")
-        if not config.loss.vtc:
-            raise UserError(
-                f"retrieval needs embeddings that were trained, but {config.name} has config.loss.vtc = 0: take a run "
-                "with config.loss.vtc above 0"
-            )
+        recipe.require_embeddings(model, config, "retrieval")
         if rerank:
             recipe.require(model, recipe.Matcher, "reranking")
             if model.match_head is None:

@@ -31,12 +31,13 @@ from ml_collections import config_flags
 from vlp_jax import config as config_lib
 from vlp_jax import processes, validation
 from vlp_jax.input import features, scan, sources
+from vlp_jax.input.container import IMAGES, VIDEOS
 from vlp_jax.input.ledger import kind_of
 from vlp_jax.input.mixture import open_mixture
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
-MEDIA = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .ts .flv .3gp .gif .jpg .jpeg .png .webp .bmp .tif .tiff".split()
+MEDIA = (*VIDEOS, *IMAGES)
 _LISTED = 12  # reasons, sizes and codecs shown
 
 

@@ -13,6 +13,10 @@ import av
 # libav prints every oddity of every clip to stderr; what matters is raised here and written to the ledger.
 av.logging.set_level(av.logging.PANIC)
 
+# Ends of the names of files that are looked for in folders.
+VIDEOS = ".mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .ts .flv .3gp .gif".split()
+IMAGES = ".jpg .jpeg .png .webp .bmp .tif .tiff".split()
+
 # What names other files: HLS, concat, DASH and other XML, SDP.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
 _PATTERN = set("%*?[]{}")  # characters that make a name a pattern of many pictures' names, to libav

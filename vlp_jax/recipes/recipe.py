@@ -107,5 +107,15 @@ def require(model: Any, capability: type, purpose: str) -> None:
         )
 
 
+def require_embeddings(model: Any, config: ml_collections.ConfigDict, purpose: str) -> None:
+    """Refuses a recipe that is no DualEncoder, and one whose embeddings no contrastive loss has trained."""
+    require(model, DualEncoder, purpose)
+    if not config.loss.vtc:
+        raise UserError(
+            f"{purpose} needs embeddings that were trained, but {config.name} has config.loss.vtc = 0: take a run with "
+            "config.loss.vtc above 0"
+        )
+
+
 def _class_of(name: str) -> Any:
     return getattr(importlib.import_module(f"vlp_jax.recipes.{name}"), RECIPES[name])

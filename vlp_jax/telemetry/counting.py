@@ -29,6 +29,10 @@ class CountProgress:
         """Counts one more; `note` goes into the line."""
         self._done += 1
         self._note = note
+        self.show()
+
+    def show(self) -> None:
+        """Shows the line where it is time; for what takes long between two counts."""
         now = time.monotonic()
         if now - self._shown >= (_LIVE_SECONDS if self._live else _PLAIN_SECONDS):
             self._shown = now

@@ -1,0 +1,1 @@
+"""Search over a folder of videos: its files, their windows, an index of embeddings that grows, and what is shown."""
