@@ -113,8 +113,11 @@ def embed_new(searcher: Searcher, store: Store, found: folder_lib.Found, todo: u
     """Updates the index, with progress; Ctrl-C ends the process, and says that nothing is lost."""
     mesh = searcher.loaded.run.setup.mesh
     ways = mesh.size // mesh.shape["tensor"]
-    batch_size = -(-(FLAGS.batch_size or searcher.loaded.config.evaluation.batch_size) // ways) * ways
     count = len(todo.new) + len(todo.changed)
+    # A few new files are no reason to compute a whole batch.
+    few = max(8, 1 << (count - 1).bit_length()) if count else 8
+    batch_size = FLAGS.batch_size or min(searcher.loaded.config.evaluation.batch_size, few)
+    batch_size = -(-batch_size // ways) * ways
     progress = CountProgress("indexing", count)
     threads = len(os.sched_getaffinity(0))
     try:
@@ -316,7 +319,9 @@ def cli() -> None:
     flags.DEFINE_float("window", None, f"Seconds of a window, 0 for whole videos; {_WINDOW:g} in a new index.")
     flags.DEFINE_float("stride", None, "Seconds between the starts of windows; --window in a new index.")
     flags.DEFINE_string("checkpoint", None, "Step, or best; the newest intact one by default.")
-    flags.DEFINE_integer("batch_size", None, "Windows embedded at once; config.evaluation.batch_size by default.")
+    flags.DEFINE_integer(
+        "batch_size", None, "Windows embedded at once; config.evaluation.batch_size at most by default."
+    )
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files need not be UTF-8
     launch.run_app(main)
 

@@ -139,6 +139,20 @@ def test_a_bad_window_does_not_cost_the_others(index, videos, monkeypatch):
     assert [(b.start, b.end, b.error) for b in entry.bad] == [(2.0, 4.0, "undecodable: damaged frame")]
 
 
+def test_what_a_library_raises_of_a_damaged_file_is_a_reason_and_no_end(index, monkeypatch):
+    real = update.Reading.tube
+
+    def tube(self, path, span, end):
+        if path.endswith("light.mp4"):
+            raise ValueError("inconsistent\nheader")
+        return real(self, path, span, end)
+
+    monkeypatch.setattr(update.Reading, "tube", tube)
+    store, _, _ = index()
+    assert store.entries["sub/light.mp4"].bad[0].error == "ValueError: inconsistent header"
+    assert list(values(store)) == ["dark.mp4", "sub/mid.mp4"]
+
+
 def test_a_file_that_cannot_be_opened_is_tried_at_every_run(index, videos):
     (videos / "link.mp4").symlink_to(videos / "nowhere")
     assert index()[0].entries["link.mp4"].bad[0].error == "file not readable: No such file or directory"

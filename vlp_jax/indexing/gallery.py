@@ -44,6 +44,9 @@ class Gallery:
     def __len__(self) -> int:
         return len(self._matrix)
 
+    def __contains__(self, path: str) -> bool:
+        return path in self._number
+
     @property
     def files(self) -> int:
         """How many there are."""
@@ -51,7 +54,7 @@ class Gallery:
 
     def mean(self, path: str) -> np.ndarray | None:
         """float32 `[E]`, the mean of a file's windows; None where the file has none here."""
-        if path not in self._number:
+        if path not in self:
             return None
         first = self._first_F[self._number[path]]
         return self._matrix[first : first + len(self._entries[self._number[path]].spans)].mean(0)
@@ -67,7 +70,7 @@ class Gallery:
         if not len(self):
             return []
         score_N = self._matrix @ np.asarray(query_E, np.float32)
-        if without in self._number:
+        if without in self:
             number = self._number[without]
             first = self._first_F[number]
             score_N[first : first + len(self._entries[number].spans)] = -np.inf

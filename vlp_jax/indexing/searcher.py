@@ -115,11 +115,18 @@ class Searcher:
     def like(self, named: str) -> Query:
         """The query of a file, PATH, or of the window around a time of it, PATH@TIME.
 
+        A file of several windows asks with the mean of them, so that a score is the mean of their scores.
+
         Raises:
           UserError: there is no such file, or it does not decode.
         """
         path, seconds = self._file(named)
-        inside = os.path.relpath(os.path.realpath(path), os.path.realpath(self.videos))
+        # As it is named, or as what it is a link to is.
+        names = (
+            os.path.relpath(path, self.videos),
+            os.path.relpath(os.path.realpath(path), os.path.realpath(self.videos)),
+        )
+        inside = next((name for name in names if name in self.gallery), "")
         mean = self.gallery.mean(inside) if seconds is None else None
         if mean is None:
             try:

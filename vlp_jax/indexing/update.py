@@ -225,8 +225,8 @@ def _decoded(
             return [_Part(path, 1, None, 0.0, error=f"file not readable: {error.strerror}", again=True)]
         try:
             end = reading.end_of(full)
-        except VideoError as error:
-            return [_Part(path, 1, None, 0.0, error=str(error))]
+        except Exception as error:
+            return [_Part(path, 1, None, 0.0, error=_why(error))]
         spans = reading.spans(end)
         return [_Part(path, len(spans), span, end) for span in spans]
 
@@ -235,12 +235,18 @@ def _decoded(
             return part
         try:
             tube = reading.tube(os.path.join(root, part.path), part.span, part.end)
-        except VideoError as error:
-            return dataclasses.replace(part, span=part.span if part.windows > 1 else None, error=str(error))
+        except Exception as error:
+            return dataclasses.replace(part, span=part.span if part.windows > 1 else None, error=_why(error))
         return dataclasses.replace(part, tube=tube)
 
     parts = (part for several in _map_ahead(pool, cut, paths, ahead) for part in several)
     yield from _map_ahead(pool, decode, parts, ahead)
+
+
+def _why(error: Exception) -> str:
+    """The reason in one line; whatever a damaged file makes a library raise is reported, and no end of an update."""
+    text = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 def _map_ahead(
