@@ -5,6 +5,7 @@ import pathlib
 import urllib.parse
 from html.parser import HTMLParser
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -30,10 +31,18 @@ class Page(HTMLParser):
 
 
 def test_the_picture_is_the_frame_in_the_middle_of_its_window(tmp_path):
-    coloured(tmp_path / "a.mp4", 200, 2.0)
-    shown = sheet.look_up(Hit(0.5, "a.mp4", (0.0, 2.0)), str(tmp_path), 20.0)
-    picture = np.asarray(Image.open(io.BytesIO(shown.picture)))
-    assert picture.shape == (240, 320, 3) and abs(int(picture.mean()) - 200) < 6
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height = 64, 48
+        for second in range(4):
+            for _ in range(25):
+                grey = np.full((48, 64, 3), 50 * (second + 1), np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+        out.mux(stream.encode())
+    for span, expected in [((0.0, 1.0), 50), ((0.0, 3.0), 100), ((1.0, 4.0), 150), ((3.0, 4.0), 200)]:
+        shown = sheet.look_up(Hit(0.5, "a.mp4", span), str(tmp_path), 20.0)
+        picture = np.asarray(Image.open(io.BytesIO(shown.picture)))
+        assert picture.shape == (240, 320, 3) and abs(int(picture.mean()) - expected) < 6
 
 
 def test_a_turned_video_is_shown_upright(tmp_path):

@@ -75,6 +75,14 @@ def test_a_manifest_cut_anywhere_is_the_index_from_before(store, tmp_path):
     assert content(Store.open(tmp_path)) == ([("a", 1), ("b", 2), ("d", 2)], [3, 1, 2, 5, 6])
 
 
+def test_a_long_line_cut_in_two_leaves_nothing_behind(store, tmp_path):
+    with (tmp_path / MANIFEST).open("ab") as f:
+        f.write(b'{"path": "' + b"x" * 2**17)
+    Store.open(tmp_path).add([entry("c", 1)], rows(4))
+    assert content(Store.open(tmp_path)) == ([("a", 1), ("b", 2), ("c", 1)], [3, 1, 2, 4])
+    assert b"xx" not in (tmp_path / MANIFEST).read_bytes()
+
+
 def test_rows_that_no_entry_names_are_written_over(store, tmp_path):
     (file,) = tmp_path.glob("*.f32")
     with file.open("ab") as f:

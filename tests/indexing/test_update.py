@@ -9,7 +9,7 @@ import pytest
 from tests.indexing.conftest import MeanColour, coloured, moving
 from tests.input.bad_media import audio, clip
 from vlp_jax.indexing import update
-from vlp_jax.indexing.folder import Found, Stamp
+from vlp_jax.indexing.folder import UNREADABLE, Found, Stamp
 from vlp_jax.indexing.store import Entry, Store
 from vlp_jax.types import UserError
 
@@ -72,6 +72,12 @@ def test_files_below_a_folder_that_cannot_be_listed_stay():
     entries = {path: Entry(path, Stamp(1, 2, n)) for n, path in enumerate(("a/x.mp4", "ab/y.mp4"))}
     todo = update.plan(entries, Found({}, {"a": "Permission denied"}))
     assert todo.removed == ["ab/y.mp4"] and not todo.moved
+
+
+def test_two_files_that_could_not_be_looked_at_are_not_taken_for_one():
+    unknown = Stamp(0, UNREADABLE, 0)
+    todo = update.plan({"a.mp4": Entry("a.mp4", unknown)}, Found({"b.mp4": unknown}, {}))
+    assert todo == update.Plan(["b.mp4"], [], [], ["a.mp4"])
 
 
 @pytest.mark.parametrize("batches", [0, 1])

@@ -15,7 +15,6 @@ from vlp_jax.indexing.gallery import Hit
 from vlp_jax.indexing.windows import clock
 from vlp_jax.input.container import VideoError, reasons
 from vlp_jax.input.decoder import Reader
-from vlp_jax.input.video import sample_frames
 from vlp_jax.text import visible
 
 WIDTH = 320  # pixels of a picture's longer side
@@ -62,15 +61,17 @@ def look_up(hit: Hit, root: str, timeout_s: float) -> Shown:
 
 
 def thumbnail(path: str, seconds: float, timeout_s: float) -> bytes:
-    """A JPEG of the frame shown at a time, or of the next one; its longer side has WIDTH pixels.
+    """A JPEG of the first frame at a time or within a second after it, or else of the middle one of the video.
+
+    Its longer side has WIDTH pixels.
 
     Raises:
       VideoError: there is none that decodes.
     """
     try:
-        frame = _frame(Reader(path, timeout_s, span=(seconds, seconds + 1.0)))
-    except VideoError:  # pictures may stand longer than a second
-        frame = _frame(Reader(path, timeout_s))
+        frame = Reader(path, timeout_s, span=(seconds, seconds + 1.0)).read(lambda count: [0])[0]
+    except VideoError:  # pictures may stand longer than a second, and headers be wrong
+        frame = Reader(path, timeout_s).read(lambda count: [count // 2])[0]
     scale = WIDTH / max(frame.width, frame.height)
     size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
     with reasons("no picture of it can be made"):
@@ -83,10 +84,6 @@ def thumbnail(path: str, seconds: float, timeout_s: float) -> bytes:
         encoder.time_base, encoder.options = fractions.Fraction(1, 25), {"qmin": "4", "qmax": "4"}
         packets = [*encoder.encode(picture.reformat(format="yuvj420p")), *encoder.encode(None)]
     return b"".join(map(bytes, packets))
-
-
-def _frame(reader: Reader) -> av.VideoFrame:
-    return reader.read(lambda count: sample_frames(count, 1, None))[0]
 
 
 def render(title: str, note: str, shown: list[Shown]) -> str:
