@@ -131,6 +131,20 @@ class Loaded:
             return jax.device_get(self._compiled[function](self.run.params, *arrays))
 
 
+def folder_of(workdir: str | os.PathLike, step: int | None = None) -> pathlib.Path:
+    """A workdir's folder; of an address such as gs://BUCKET/runs/base, one that the run is fetched to.
+
+    Args:
+      step: of a checkpoint that is wanted beside the newest one.
+    """
+    text = os.fspath(workdir)
+    if not mirror.is_address(text):
+        return pathlib.Path(text)
+    folder = mirror.staging(text)
+    mirror.Mirror(text, folder, only="evaluation/").fetch(step)
+    return folder
+
+
 def load(workdir: str | os.PathLike, step: int | None = None, *, best: bool = False, data: str | None = None) -> Loaded:
     """Restores any run onto this machine's devices, whatever mesh it was trained on.
 
@@ -145,11 +159,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, best: bool = Fa
     """
     if step is not None and best:
         raise UserError(f"load(step={step}, best=True): expected one of them; the best checkpoint has its own step")
-    text = os.fspath(workdir)
-    folder = pathlib.Path(text)
-    if mirror.is_address(text):
-        folder = mirror.staging(text)
-        mirror.Mirror(text, folder, only="evaluation/").fetch(step)
+    folder = folder_of(workdir, step)
     run = runs.recipe_alone(runs.open_run(folder, step, best=best))
     if data is not None:
         config_lib.update(run.config, {"input.path": data})
