@@ -1,16 +1,54 @@
 """A look inside: runs in, arrays and figures out; notebooks import this alone."""
 
+from vlp_jax.analysis.contrasts import Foil, MinimalPairs, draw_minimal_pairs, foils, minimal_pairs
 from vlp_jax.analysis.curves import Curves, draw_curves, read_curves, smooth
 from vlp_jax.analysis.curves import groups as curve_groups
+from vlp_jax.analysis.frontier import Point, draw_frontier, pareto, read_points
 from vlp_jax.analysis.loading import Clips, Loaded, load
+from vlp_jax.analysis.principal import principal_components
+from vlp_jax.analysis.projection import draw_projection, project
+from vlp_jax.analysis.retrieval import Answer, Retrieved, draw_queries, draw_similarity, retrieve
+from vlp_jax.analysis.word_errors import (
+    MOVING_SHAPES,
+    Confusions,
+    Difference,
+    Share,
+    confusions,
+    difference,
+    draw_confusions,
+)
 
 __all__ = [
+    "MOVING_SHAPES",
+    "Answer",
     "Clips",
+    "Confusions",
     "Curves",
+    "Difference",
+    "Foil",
     "Loaded",
+    "MinimalPairs",
+    "Point",
+    "Retrieved",
+    "Share",
+    "confusions",
     "curve_groups",
+    "difference",
+    "draw_confusions",
     "draw_curves",
+    "draw_frontier",
+    "draw_minimal_pairs",
+    "draw_projection",
+    "draw_queries",
+    "draw_similarity",
+    "foils",
     "load",
+    "minimal_pairs",
+    "pareto",
+    "principal_components",
+    "project",
     "read_curves",
+    "read_points",
+    "retrieve",
     "smooth",
 ]
