@@ -3,7 +3,7 @@
 from vlp_jax.analysis.contrasts import Foil, MinimalPairs, draw_minimal_pairs, foils, minimal_pairs
 from vlp_jax.analysis.curves import Curves, draw_curves, read_curves, smooth
 from vlp_jax.analysis.curves import groups as curve_groups
-from vlp_jax.analysis.frontier import Point, draw_frontier, pareto, read_points
+from vlp_jax.analysis.frontier import CostPoint, draw_frontier, pareto, read_points
 from vlp_jax.analysis.loading import Clips, Loaded, load
 from vlp_jax.analysis.principal import principal_components
 from vlp_jax.analysis.projection import draw_projection, project
@@ -23,12 +23,12 @@ __all__ = [
     "Answer",
     "Clips",
     "Confusions",
+    "CostPoint",
     "Curves",
     "Difference",
     "Foil",
     "Loaded",
     "MinimalPairs",
-    "Point",
     "Retrieved",
     "Share",
     "confusions",

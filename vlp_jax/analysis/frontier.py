@@ -24,7 +24,7 @@ Stages = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class CostPoint:
     """A result of a run.
 
     Attributes:
@@ -57,7 +57,7 @@ def read_points(
     task: str = "retrieval",
     split: str = "test",
     where: Mapping[str, Any] | None = None,
-) -> list[Point]:
+) -> list[CostPoint]:
     """The results of some runs on one split, with what they cost.
 
     Args:
@@ -83,7 +83,7 @@ def read_points(
     stages = [[run] if isinstance(run, (str, os.PathLike)) else list(run) for run in runs]
     # An earlier stage may serve several runs.
     ends = read_curves([run[-1] for run in stages])
-    points: list[Point] = []
+    points: list[CostPoint] = []
     queries: tuple[pathlib.Path, set[str]] | None = None
     for number, (run, end) in enumerate(zip(stages, ends)):
         before = [read_curves(stage)[0] for stage in run[:-1]]
@@ -102,7 +102,7 @@ def read_points(
                 raise UserError(f"{end.workdir} has logged no {cost} up to step {step}, which {file.name} is of")
             low, high = result["intervals"].get(metric, (np.nan, np.nan))
             points.append(
-                Point(number, end.name, step, spent + own, _metric(result, metric, file), low, high, whole, file)
+                CostPoint(number, end.name, step, spent + own, _metric(result, metric, file), low, high, whole, file)
             )
     return points
 
@@ -121,7 +121,7 @@ def pareto(costs: Any, values: Any, *, higher_is_better: bool = True) -> np.ndar
 
 
 def draw_frontier(
-    points: Sequence[Point],
+    points: Sequence[CostPoint],
     *,
     metric: str = "text_to_video/R@1",
     cost: str = "flops",

@@ -101,8 +101,9 @@ def draw_projection(
             axis.plot(*pair.T, color=colors[query], linewidth=0.5, alpha=0.35, zorder=1)
     of_clip = dict(zip(c.clip_Q.tolist()[::-1], colors[::-1]))  # of a clip's first caption
     clip_colors = [of_clip.get(clip, _OTHER) for clip in range(len(clips))]
-    axis.scatter(*clips.T, c=clip_colors, s=16, zorder=2)
-    axis.scatter(*texts[c.valid_Q].T, c=np.array(colors)[c.valid_Q].tolist(), s=18, marker="x", linewidths=1, zorder=3)
+    axis.scatter(clips[:, 0], clips[:, 1], c=clip_colors, s=16, zorder=2)
+    full, text_colors = texts[c.valid_Q], [color for color, fine in zip(colors, c.valid_Q) if fine]
+    axis.scatter(full[:, 0], full[:, 1], c=text_colors, s=18, marker="x", linewidths=1, zorder=3)
     handles = [Line2D([], [], color=color, linewidth=5) for color in shown.values()]
     names = list(shown)
     if _OTHER in colors:

@@ -157,7 +157,7 @@ def draw_queries(loaded: Loaded, retrieved: Retrieved, queries: Sequence[int]) -
       UserError: no such query, one whose clip did not decode, or a run on features, which has no pictures.
     """
     c, ranks = retrieved.captions, retrieved.ranks
-    if loaded.config.input.features.path:
+    if loaded.config.input.features.width:
         raise UserError("draw_queries: the run sees features that another network computed, there is no clip to draw")
     answers = {answer.query: answer for answer in retrieved.answers()}
     for query in queries:
@@ -179,7 +179,7 @@ def draw_queries(loaded: Loaded, retrieved: Retrieved, queries: Sequence[int]) -
     of_clip = retrieved._caption_of_clip()
 
     figure = Figure(figsize=(2.35 * (TOP + 1), 1.35 * len(listed) + 0.2), layout="constrained")
-    rows = np.atleast_1d(figure.subfigures(len(listed), 1))
+    rows = figure.subfigures(len(listed), 1, squeeze=False)[:, 0]
     for row, (query, found) in zip(rows, listed.items()):
         answer = answers[query]
         row.suptitle(f"“{c.texts[query]}”: rank {answer.rank} of {len(c.clip_ids)}", fontsize=9, weight="bold")

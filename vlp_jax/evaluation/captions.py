@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp_jax.evaluation import ranking
 from vlp_jax.types import UserError
 
 
@@ -74,6 +75,26 @@ class Captions:
         if self.shared:
             return [(f"{name}:0", clip, int(self.group_C[clip])) for clip, name in enumerate(self.clip_ids)]
         return list(zip(self.ids, self.clip_Q.tolist(), range(len(self.texts))))
+
+    def with_missed(self, rank_Q: np.ndarray, rank_C: np.ndarray, valid_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks of captions and of clips, beyond everything where a clip did not decode or a caption has no words: that
+        has found nothing and is found by nothing.
+
+        Args:
+          valid_C: bool, which clips decoded.
+        """
+        has_text_C = np.isin(self.group_C, self.group_Q[self.valid_Q])
+        has_clip_Q = np.isin(self.group_Q, self.group_C[valid_C])
+        return (
+            np.where(has_clip_Q & self.valid_Q, rank_Q, max(len(self.group_C) + 1, ranking.MISSED)),
+            np.where(valid_C & has_text_C, rank_C, max(len(self.texts) + 1, ranking.MISSED)),
+        )
+
+    @property
+    def drawn_together(self) -> tuple[Any, Any]:
+        """`groups_Q` of `statistics.interval` for captions and clips: clips of one caption, and captions of one clip,
+        are drawn together."""
+        return (None, self.group_C) if self.shared else (self.clip_Q, None)
 
     def described(self) -> dict[str, Any]:
         """What kind of queries these are: captions a clip, clips a caption, and the median of the words a caption."""

@@ -120,11 +120,8 @@ class Retrieval:
         """
         c, captions = self.config.evaluation, self.captions
         found = self.ranks(params)
-        valid_C, rank_Q, rank_C = found.valid_C, found.rank_Q, found.rank_C
-        group_C = captions.group_C
-        # Clips of one caption, and captions of one clip, are drawn together.
-        groups = (None, group_C) if captions.shared else (captions.clip_Q, None)
-        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), groups)}
+        rank_Q, rank_C = found.rank_Q, found.rank_C
+        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), captions.drawn_together)}
         return {
             "task": "retrieval",
             "text_to_video": ranking.summarise(rank_Q),
@@ -136,7 +133,7 @@ class Retrieval:
             "positives": self.config.input.positives,
             **captions.described(),
             "frames": config_lib.evaluated_input(self.config).frames,
-            "undecodable": int((~valid_C).sum()),
+            "undecodable": int((~found.valid_C).sum()),
             "bad_clips": found.bad_clips,
             "cut_captions": captions.cut,
             "empty_captions": int((~captions.valid_Q).sum()),
@@ -163,7 +160,7 @@ class Retrieval:
         captions = self.captions
         group_Q, group_C = captions.group_Q, captions.group_C
         with sharding.use_mesh(self.mesh):
-            texts_UxE, words = self._texts(params)
+            texts_UxE, words = self.texts(params)
             clips_CxE, valid_C, bad, tokens = self._clips(params)
             texts_QxE = texts_UxE[captions.text_Q]
             text_side, clip_side = (texts_QxE, group_Q), (clips_CxE, group_C)
@@ -178,15 +175,11 @@ class Retrieval:
                 match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
                 rank_Q = ranking.rerank(to_video, group_C[to_video.shortlist_QxK] == group_Q[:, None], match_video)
                 rank_C = ranking.rerank(to_text, group_Q[to_text.shortlist_QxK] == group_C[:, None], match_text)
-        # What did not decode, or has no words, has found nothing and is found by nothing.
-        has_text_C = np.isin(group_C, group_Q[captions.valid_Q])
-        has_clip_Q = np.isin(group_Q, group_C[valid_C])
-        rank_Q = np.where(has_clip_Q & captions.valid_Q, rank_Q, max(len(group_C) + 1, ranking.MISSED))
-        rank_C = np.where(valid_C & has_text_C, rank_C, max(len(captions.texts) + 1, ranking.MISSED))
+        rank_Q, rank_C = captions.with_missed(rank_Q, rank_C, valid_C)
         passes = 2 if self.rerank and tokens is None else 1
         return Ranks(rank_Q, rank_C, to_video, to_text, texts_QxE, clips_CxE, valid_C, bad, passes)
 
-    def _texts(self, params):
+    def texts(self, params):
         """Embeddings float32 `[U, E]` and, for reranking, word features `[U, L, D]` of the distinct texts."""
         count, parts = len(self.captions.token_ids), []
         for start in range(0, count, self.batch_size):
