@@ -183,7 +183,7 @@ def draw_curves(
             raise UserError(f"{name!r} was logged by none of the runs; they have {', '.join(known)}{near(name, known)}")
     if not names:
         raise UserError(f"nothing to draw: give names, of {', '.join(known)}")
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = math.ceil(len(names) / columns)
     extra = 0.3 * math.ceil(len(runs) / 3) if len(runs) > 1 else 0.0  # inches for the legend
     figure = Figure(figsize=(max(3.5 * columns, 6), 2.7 * rows + 0.4 + extra), layout="constrained")

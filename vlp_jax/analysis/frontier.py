@@ -129,7 +129,7 @@ def draw_frontier(
     """Draws the points, 95% intervals as bars, and as a step line what can be had for a cost.
 
     Args:
-      points: of `read_points`, of the same metric and cost.
+      points: of `read_points`, of the same metric, which is in percent or a rank, and the same cost.
     """
     if not points:
         raise UserError("draw_frontier([]): expected what read_points returned")
@@ -154,7 +154,7 @@ def draw_frontier(
     if x.min() > 0 and x.max() > 1.5 * x.min():
         axis.set_xscale("log")
     axis.set_xlabel(f"cost of training, {X_AXES[cost]}")
-    axis.set_ylabel(metric + (" (lower is better)" if lower else ""))
+    axis.set_ylabel(metric + (" (lower is better)" if lower else ", %"))
     notes = ["filled: no other point is as good for less; number: step; bars: 95% intervals"]
     if not all(point.whole for point in points):
         notes.append("*: without the cost of the run that it began from")
