@@ -110,7 +110,7 @@ def test_a_run_has_one_colour_in_every_panel_even_where_another_run_lacks_the_pa
     assert raw_run.get_alpha() < 0.5 and raw_other.get_ydata().tolist() == [4, 3]
     figure.savefig(tmp_path / "curves.png")
     styles = {tuple(curves.run_style(i).values()) for i in range(20)}
-    assert len(styles) == 20
+    assert len(styles) == 20 and {curves.run_style(i)["linestyle"] for i in range(7)} == {"-"}
 
 
 def test_what_was_not_logged_is_refused_by_name(run, tmp_path):

@@ -1,6 +1,7 @@
 """The browser ranks as the evaluator does, names what was missed, and draws it."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -52,6 +53,30 @@ def test_answers_name_the_caption_that_was_found_and_the_worst_come_first(retrie
     worst = retrieved.worst(4)
     ranks = sorted((a.rank for a in retrieved.answers()), reverse=True)
     assert [a.rank for a in worst] == ranks[:4] and len(worst) == 4
+
+
+def test_of_several_captions_and_of_shared_ones_the_best_that_is_right_counts():
+    """Captions 0 and 1 are of clip 0 and caption 2 of clips 1 and 2, which share it; caption 3, of clip 3, is empty."""
+    scores = np.array([[0.5, 0.9, 0.1, 0], [0.7, 0.2, 0.1, 0], [0.6, 0.1, 0.8, 0], [0, 0, 0, 0]], np.float32)
+    captions = types.SimpleNamespace(
+        texts=["a0", "b0", "c1", " "],
+        group_Q=np.array([0, 0, 1, 2]),
+        group_C=np.array([0, 1, 1, 2]),
+        valid_Q=np.array([True, True, True, False]),
+    )
+    listed = lambda x: types.SimpleNamespace(shortlist_QxK=np.array(x)[:, None])
+    ranks = types.SimpleNamespace(
+        rank_Q=np.array([2, 1, 1, 11]),
+        rank_C=np.array([1, 2, 1, 11]),
+        to_video=listed([1, 0, 2, 3]),
+        to_text=listed([1, 0, 2, 3]),
+        valid_C=np.ones(4, bool),
+    )
+    found = analysis.Retrieved("title", "test", captions, ranks, scores)
+    texts = [(a.query, a.clip, a.rank, a.true, a.found, round(a.margin, 3)) for a in found.answers()]
+    assert texts == [(0, 0, 2, "a0", "c1", 0.4), (1, 0, 1, "b0", "b0", 0), (2, 2, 1, "c1", "c1", 0)]
+    clips = [(a.query, a.rank, a.true, a.found, round(a.margin, 3)) for a in found.answers("video_to_text")]
+    assert clips == [(0, 1, "b0", "b0", 0), (1, 2, "c1", "a0", 0.8), (2, 1, "c1", "c1", 0)]
 
 
 def test_clips_that_do_not_decode_are_in_no_answer_and_no_thumbnail(loaded, monkeypatch):

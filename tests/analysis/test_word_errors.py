@@ -39,6 +39,7 @@ def answer(query, true, found, rank=2):
             "number of events",
             {("grows", "moves"), ("a blue cross moves", "")},
         ),
+        ("a red star grows", "a red star gets larger now", "words", {("grows", "gets larger now")}),
         # Captions that nobody made by a template.
         ("a man plays guitar on stage", "a woman plays the guitar", "words", {("man", "woman"), ("", "the")}),
         ("a star", "", "number of events", {("a star", "")}),
@@ -55,6 +56,8 @@ def test_a_pair_of_captions_differs_in(true, found, kind, pairs):
 def test_a_word_inside_another_is_not_the_word():
     groups = {"size": ("large",), "other": ("star",)}
     assert analysis.difference("an enlarged star", "an enlarged cross", groups).substitutions == (("star", "cross"),)
+    phrase = analysis.difference("a star moves leftover", "a star moves leftovers", GROUPS)
+    assert phrase.substitutions == (("leftover", "leftovers"),)
 
 
 def test_equal_orders_keep_the_events_where_they_stand():
@@ -100,11 +103,12 @@ def test_order_is_an_attribute_of_the_queries_that_have_one():
         answer(0, "a red star, then a blue star", "a blue star, then a red star"),
         answer(1, "a red star, then a blue star", "a red star, then a blue star", 1),
         answer(2, "a red star", "a blue star"),
+        answer(3, "a red star grows, then a blue cross", "a blue cross, then a red star moves"),
     ]
     found = analysis.confusions(answers, GROUPS)
-    assert (found.by_attribute["order"].wrong, found.by_attribute["order"].queries) == (1, 2)
-    assert (found.by_attribute["colour"].wrong, found.by_attribute["colour"].queries) == (1, 3)
-    assert found.kinds == {"order": 1, "words": 1}
+    assert (found.by_attribute["order"].wrong, found.by_attribute["order"].queries) == (2, 3)
+    assert (found.by_attribute["colour"].wrong, found.by_attribute["colour"].queries) == (1, 4)
+    assert found.kinds == {"order": 1, "words": 1, "words and order": 1}
 
 
 def test_the_default_groups_hold_every_word_of_the_embedded_data():

@@ -81,9 +81,8 @@ class Retrieved:
             for clip in np.flatnonzero(self.ranks.valid_C & np.isin(c.group_C, c.group_Q[c.valid_Q])).tolist():
                 rank, first = int(self.ranks.rank_C[clip]), int(self.ranks.to_text.shortlist_QxK[clip, 0])
                 best = int(np.where(right[:, clip] & c.valid_Q, scores[:, clip], -np.inf).argmax())
-                found = c.texts[best] if rank == 1 else c.texts[first]
                 margin = float(scores[first, clip] - scores[best, clip])
-                out.append(Answer(clip, clip, rank, c.texts[best], found, margin))
+                out.append(Answer(clip, clip, rank, c.texts[best], c.texts[first], margin))
         return out
 
     def worst(self, count: int = 10, direction: str = "text_to_video") -> list[Answer]:
