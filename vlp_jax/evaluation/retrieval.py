@@ -95,6 +95,26 @@ class Captions:
             return [(f"{name}:0", clip, int(self.group_C[clip])) for clip, name in enumerate(self.clip_ids)]
         return list(zip(self.ids, self.clip_Q.tolist(), range(len(self.texts))))
 
+    def with_missed(self, rank_Q: np.ndarray, rank_C: np.ndarray, valid_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks of captions and of clips, beyond everything where a clip did not decode or a caption has no words: that
+        has found nothing and is found by nothing.
+
+        Args:
+          valid_C: bool, which clips decoded.
+        """
+        has_text_C = np.isin(self.group_C, self.group_Q[self.valid_Q])
+        has_clip_Q = np.isin(self.group_Q, self.group_C[valid_C])
+        return (
+            np.where(has_clip_Q & self.valid_Q, rank_Q, max(len(self.group_C) + 1, ranking.MISSED)),
+            np.where(valid_C & has_text_C, rank_C, max(len(self.texts) + 1, ranking.MISSED)),
+        )
+
+    @property
+    def drawn_together(self) -> tuple[Any, Any]:
+        """`groups_Q` of `statistics.interval` for captions and for clips: clips of one caption, and captions of one
+        clip, are drawn together."""
+        return (None, self.group_C) if self.shared else (self.clip_Q, None)
+
     def described(self) -> dict[str, Any]:
         """What kind of queries these are: captions a clip, clips a caption, and the median of the words a caption."""
         clips_Q = np.bincount(self.group_C)[self.group_Q]
@@ -172,7 +192,7 @@ class Retrieval:
         c, captions = self.config.evaluation, self.captions
         group_Q, group_C = captions.group_Q, captions.group_C
         with sharding.use_mesh(self.mesh):
-            texts_UxE, words = self._texts(params)
+            texts_UxE, words = self.texts(params)
             clips_CxE, valid_C, bad, tokens = self._clips(params)
             texts_QxE = texts_UxE[captions.text_Q]
             text_side, clip_side = (texts_QxE, group_Q), (clips_CxE, group_C)
@@ -185,14 +205,8 @@ class Retrieval:
                 match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
                 rank_Q = ranking.rerank(to_video, group_C[to_video.shortlist_QxK] == group_Q[:, None], match_video)
                 rank_C = ranking.rerank(to_text, group_Q[to_text.shortlist_QxK] == group_C[:, None], match_text)
-        # What did not decode, or has no words, has found nothing and is found by nothing.
-        has_text_C = np.isin(group_C, group_Q[captions.valid_Q])
-        has_clip_Q = np.isin(group_Q, group_C[valid_C])
-        rank_Q = np.where(has_clip_Q & captions.valid_Q, rank_Q, max(len(group_C) + 1, ranking.MISSED))
-        rank_C = np.where(valid_C & has_text_C, rank_C, max(len(captions.texts) + 1, ranking.MISSED))
-        # Clips of one caption, and captions of one clip, are drawn together.
-        groups = (None, group_C) if captions.shared else (captions.clip_Q, None)
-        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), groups)}
+        rank_Q, rank_C = captions.with_missed(rank_Q, rank_C, valid_C)
+        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), captions.drawn_together)}
         return {
             "task": "retrieval",
             "text_to_video": ranking.summarise(rank_Q),
@@ -222,7 +236,7 @@ class Retrieval:
             ],
         }
 
-    def _texts(self, params):
+    def texts(self, params):
         """Embeddings float32 `[U, E]` and, for reranking, word features `[U, L, D]` of the distinct texts."""
         count, parts = len(self.captions.token_ids), []
         for start in range(0, count, self.batch_size):

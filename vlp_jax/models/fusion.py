@@ -111,14 +111,14 @@ class Fusion(nnx.Module):
         graph, params = nnx.split(self.blocks)
 
         def step(x, layer):
-            block = nnx.merge(graph, layer)
+            block: Any = nnx.merge(graph, layer)
             return block.observe(x, *sources(block))
 
         _, (words, video) = jax.lax.scan(step, text_PxLxD, self.loop.gathered(params))
         return words, video.reshape(*video.shape[:-1], frames_PxKt.shape[1], video_BxTxSxD.shape[2])
 
     def _sources(self, text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt):
-        """Returns block -> what it looks at: the words' bias, keys and values of the pairs' frames, the video's bias."""
+        """Returns block -> what it looks at: the words' bias, keys and values of the pairs' frames, their bias."""
         b, t, s, d = video_BxTxSxD.shape
         p, kept = frames_PxKt.shape
         rows = clip_P[:, None] * t + frames_PxKt

@@ -124,8 +124,9 @@ class Smaug(AlignAndFuse):
             mask=mask, predicted=self._decode(video, mask, batch.video), kept=video.kept, frames=frames, scores=scores
         )
 
-    def sample_mask(self, keys_B, clips, share: float | None = None) -> masking.PatchMask | None:
-        """Which patches of uint8 clips the encoder sees, by `config.model.masking`; None where nothing is masked.
+    def sample_mask(self, keys_B, clips, share: float | None = None) -> Any:
+        """Draws which patches of uint8 clips the encoder sees, by `config.model.masking`: a `masking.PatchMask`, or None
+        where nothing is masked.
 
         Args:
           keys_B: one key for each clip.
