@@ -13,7 +13,7 @@ from vlp_jax.analysis.pruning import (
     share_kept_figure,
 )
 from vlp_jax.analysis.selection import Selection, frame_selection, frame_selection_figure
-from vlp_jax.analysis.what_if import Point, what_if, what_if_figure
+from vlp_jax.analysis.trade_off import Point, what_if, what_if_figure
 
 __all__ = [
     "Clips",

@@ -76,7 +76,7 @@ def frame_selection_figure(loaded: Loaded, clips: Clips, found: Selection) -> Fi
     total, count = found.share_PxT.shape[1], len(found.texts)
     has_frames = not loaded.config.input.features.width
     width = max(5.5, 1.15 * total + 0.8)
-    heights = [width / total] * has_frames + [0.95] * count
+    heights = [1.3 * width / total] * has_frames + [0.95] * count
     figure = Figure(figsize=(width, sum(heights) + 0.9), layout="constrained")
     figure.suptitle(
         f"Frames that the text selects: {loaded.title}\nclip: {drawing.shortened(clips.captions[found.clip])}"

@@ -125,8 +125,8 @@ class Smaug(AlignAndFuse):
         )
 
     def sample_mask(self, keys_B, clips, share: float | None = None) -> Any:
-        """Draws which patches of uint8 clips the encoder sees, by `config.model.masking`: a `masking.PatchMask`, or None
-        where nothing is masked.
+        """Draws which patches of uint8 clips the encoder sees, by `config.model.masking`: a `masking.PatchMask`, or
+        None where nothing is masked.
 
         Args:
           keys_B: one key for each clip.
