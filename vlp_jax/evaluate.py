@@ -23,7 +23,6 @@ from vlp_jax.analysis import pictures
 from vlp_jax.evaluation import evaluators
 from vlp_jax.files import write_atomically
 from vlp_jax.input import pipeline, sources, splits
-from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
 
 TASKS = (*evaluators.KINDS, "reconstruction")
@@ -269,12 +268,7 @@ def run_reconstruction(run: runs.Run, out: pathlib.Path) -> None:
     size = -(-min(FLAGS.clips, len(source)) // ways) * ways
     item = next(iter(pipeline.evaluation_batches(c, source, run.tokenizer, batch_size=size)))
     model = state_lib.merge(setup, run.params)
-    recipe.require(model, recipe.Reconstructor, "--task=reconstruction")
-    if not c.loss.mvm:
-        raise UserError(
-            f"--task=reconstruction needs a pixel decoder, but {c.name} was trained with config.loss.mvm = 0: "
-            "take a run with config.loss.mvm above 0"
-        )
+    pictures.check_decoder(model, c, "--task=reconstruction")
     with sharding.use_mesh(setup.mesh):
         rebuild = jax.jit(
             lambda params, batch: state_lib.merge(setup, params).reconstruct(batch, jax.random.key(c.seed))

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import smaug
-from tests.end_to_end.conftest import MICRO, shapes  # noqa: F401  (a fixture)
+from tests.end_to_end.conftest import MICRO, features, shapes  # noqa: F401  (fixtures)
 from vlp_jax import config as config_lib
 from vlp_jax import inherit, sharding
 from vlp_jax import state as state_lib

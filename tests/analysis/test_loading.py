@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vlp_jax import analysis
+from vlp_jax.analysis import loading
 from vlp_jax.checkpoint import by_path
 from vlp_jax.types import UserError
 
@@ -69,3 +70,57 @@ def test_what_is_not_there_is_refused_by_name(loaded, workdir, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def row_sums(model, rows, factor):
+    return rows["a"].sum(1) * factor, rows["b"]
+
+
+def test_rows_are_filled_up_to_the_devices_and_come_back_as_many(loaded, monkeypatch):
+    monkeypatch.setattr(type(loaded), "ways", 4)
+    sums, same = loaded.apply_rows(row_sums, {"a": np.arange(10).reshape(5, 2), "b": np.arange(5)}, 3)
+    assert sums.tolist() == [3, 15, 27, 39, 51] and same.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_changed_run_has_the_same_parameters_and_leaves_the_first_as_it_was(loaded):
+    video = loaded.clips(2).batch.video
+    other = loaded.changed({"evaluation.frames": 2})
+    assert (other.config.evaluation.frames, loaded.config.evaluation.frames) == (2, 0)
+    assert other.clips(1).batch.video.shape[1] == 2
+    np.testing.assert_array_equal(other.apply(embed, video[:, :2]), loaded.apply(embed, video[:, :2]))
+    with pytest.raises(UserError, match=r"would have other parameters .*model.pruning.keep_rate"):
+        loaded.changed({"model.projection": 8})
+    with pytest.raises(UserError, match=r"unknown config key 'model.pruning.keep': did you mean"):
+        loaded.changed({"model.pruning.keep": 0.5})
+
+
+def test_relative_data_is_found_from_a_folder_below_and_above(make_run, shapes, tmp_path, monkeypatch):
+    """A notebook's folder is not the one that the run was trained from."""
+    root = tmp_path / "repository"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "runs").mkdir()
+    (root / "datasets").symlink_to(shapes.parent)
+    monkeypatch.chdir(root)
+    make_run(root / "runs" / "run", {"input.path": "datasets/moving_shapes"})
+    captions = analysis.load("runs/run").clips(1).captions
+    monkeypatch.chdir(root / "notebooks")
+    assert analysis.load("../runs/run").clips(1).captions == captions
+    # The workdir lies elsewhere, and the folder above this one has the data.
+    (root / "runs" / "run").rename(tmp_path / "moved")
+    assert analysis.load(tmp_path / "moved").clips(1).captions == captions
+    # Nothing is where it was: the run opens, its clips are asked for by name.
+    monkeypatch.chdir(tmp_path)
+    (root / "datasets").unlink()
+    loaded = analysis.load("moved")
+    with pytest.raises(UserError, match=r"'datasets/moving_shapes' of moved is relative .* load\(WORKDIR, data=PATH\)"):
+        loaded.clips(1)
+    assert analysis.load("moved", data=str(shapes)).clips(1).captions == captions
+
+
+@pytest.mark.parametrize("pattern", ["shards/{00000..00003}.tar", "shards/part-*.csv", "shards/[ab]/x.jsonl"])
+def test_a_pattern_is_found_by_the_folder_before_it(loaded, tmp_path, monkeypatch, pattern):
+    run = loaded.changed({"input.path": pattern}).run
+    (tmp_path / "shards").mkdir()
+    assert loading._found(run, "input.path", tmp_path / "run") == str(tmp_path / pattern)
+    monkeypatch.chdir(tmp_path)
+    assert loading._found(run, "input.path", tmp_path / "run") == pattern

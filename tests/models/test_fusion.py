@@ -52,6 +52,30 @@ def test_a_pair_is_the_direct_computation_on_its_own_words_and_frames(module, fu
         np.testing.assert_allclose(together[pair], module.norm(x)[0], rtol=1e-3, atol=1e-5)
 
 
+def test_the_weights_that_are_observed_make_the_models_own_output(module, fuse):
+    """Values weighed by what `observe` returns, through the rest of each layer, are what a call gives."""
+    graph, params = nnx.split(module)
+    words, video = jax.jit(lambda *args: nnx.merge(graph, params).observe(*args))(TEXT, MASK, VIDEO, CLIP, FRAMES, GATE)
+    assert words.shape == (2, P, 2, L, L) and video.shape == (2, P, 2, L, 2, S)
+    np.testing.assert_allclose(video.sum((-2, -1)), 1, rtol=1e-5)
+    assert (np.asarray(words)[..., 0, :][:, ~np.broadcast_to(MASK[:, None], (P, 2, L))] == 0).all()  # no padding
+    tokens = VIDEO[CLIP[:, None], FRAMES]
+    graph, params = nnx.split(module.blocks)
+    x = jnp.asarray(TEXT)
+    for layer in range(2):
+        block = nnx.merge(graph, jax.tree.map(lambda leaf, i=layer: leaf[i], params))
+        own = block.self_attention.project(block.norm_self(x))[2]
+        x = x + block.self_attention.out(jnp.einsum("palm,pmad->plad", words[layer], own))
+        values = block.cross_attention.keys_values(tokens)[..., 1, :, :]
+        looked = block.cross_attention.out(jnp.einsum("palts,ptsad->plad", video[layer], values))
+        kv = block.cross_attention.keys_values(tokens.reshape(P, 2 * S, D))
+        gate = jnp.repeat(GATE, S, axis=1)[:, None, None]
+        np.testing.assert_allclose(looked, block.cross_attention(block.norm_cross(x), kv, gate), rtol=0, atol=1e-5)
+        x = x + looked
+        x = x + block.mlp(block.norm_mlp(x))
+    np.testing.assert_allclose(fuse(), module.norm(x), rtol=0, atol=1e-5)
+
+
 def test_a_pair_does_not_depend_on_the_other_pairs(fuse):
     text, clip = TEXT.copy(), CLIP.copy()
     text[[0, 1, 3, 4]] = 1.0

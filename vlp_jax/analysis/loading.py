@@ -9,14 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from vlp_jax import config as config_lib
 from vlp_jax import mirror, runs, sharding
 from vlp_jax import state as state_lib
 from vlp_jax.input import pipeline, sources
+from vlp_jax.recipes import recipe
 from vlp_jax.types import Batch, UserError
 
 _BATCH = 8  # clips decoded at once
+_PATHS = ("input.path", "input.video_root", "input.features.path")  # of a run's data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,20 @@ class Loaded:
         return f"{self.config.name}, step {self.run.step}"
 
     def source(self, split: str | None = None) -> sources.Source:
-        """The clips of a split, by default of `config.evaluation.split`, at the run's own `config.input.path`."""
+        """The clips of a split, by default of `config.evaluation.split`, at the run's own `config.input.path`.
+
+        Raises:
+          UserError: its data is not there, or has no such split.
+        """
+        for key in _PATHS:
+            path = config_lib.leaves(self.config)[key]
+            if _is_relative(path) and not _there(pathlib.Path(path)):
+                fix = "load(WORKDIR, data=PATH)" if key == "input.path" else f"loaded.changed({{{key!r}: PATH}})"
+                raise UserError(
+                    f"config.{key} = {path!r} of {self.workdir} is relative to the folder it was trained from, and "
+                    f"is neither here ({pathlib.Path.cwd()}) nor in a folder above this one or the workdir: say where "
+                    f"it is, {fix}"
+                )
         return sources.open_source(self.config.input, split or self.config.evaluation.split)
 
     def clips(self, count: int = 4, *, split: str | None = None, records: Sequence[int] | None = None) -> Clips:
@@ -130,6 +146,60 @@ class Loaded:
         with sharding.use_mesh(setup.mesh):
             return jax.device_get(self._compiled[function](self.run.params, *arrays))
 
+    def apply_rows(self, function: Callable[..., Any], rows: Any, *more: Any) -> Any:
+        """As `apply`, of a tree of arrays with examples on the leading axis, as many as there are, on any mesh.
+
+        Args:
+          function: of the recipe, the rows and `more`; returns arrays with the examples on the leading axis.
+          rows: such as a Batch; filled up with its last example to a multiple of `ways`.
+          more: other arrays.
+        """
+        count = len(jax.tree.leaves(rows)[0])
+        filled = -(-count // self.ways) * self.ways
+        fill = lambda x: np.concatenate([x, np.repeat(x[-1:], filled - count, axis=0)])
+        return jax.tree.map(lambda x: x[:count], self.apply(function, jax.tree.map(fill, rows), *more))
+
+    @property
+    def ways(self) -> int:
+        """Devices that examples are spread over."""
+        return self.run.setup.mesh.size // self.run.setup.mesh.shape["tensor"]
+
+    def changed(self, changes: dict[str, Any]) -> "Loaded":
+        """The same parameters under another config, for knobs that parameters do not depend on.
+
+        Args:
+          changes: dotted key -> value, e.g. `{"model.pruning.keep_rate": 0.5}`.
+
+        Raises:
+          UserError: there is no such knob, or the model would have other parameters.
+        """
+        config = config_lib.update(self.config.copy_and_resolve_references(), changes)
+        run = self.run
+        make = lambda: recipe.build(config, run.tokenizer, nnx.Rngs(0))
+        graph, abstract = sharding.abstract_model(make)
+        form = lambda tree: {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+        if odd := dict(form(abstract).items() ^ form(run.params).items()):
+            raise UserError(
+                f"changed({changes}): the model would have other parameters ({sorted(odd)[0]}), which {self.title} has "
+                "not learned; expected knobs such as model.pruning.keep_rate"
+            )
+        setup = dataclasses.replace(run.setup, config=config, graph=graph, make_model=make)
+        return Loaded(self.workdir, dataclasses.replace(run, config=config, setup=setup))
+
+
+def folder_of(workdir: str | os.PathLike, step: int | None = None) -> pathlib.Path:
+    """A workdir's folder; of an address such as gs://BUCKET/runs/base, one that the run is fetched to.
+
+    Args:
+      step: of a checkpoint that is wanted beside the newest one.
+    """
+    text = os.fspath(workdir)
+    if not mirror.is_address(text):
+        return pathlib.Path(text)
+    folder = mirror.staging(text)
+    mirror.Mirror(text, folder, only="evaluation/").fetch(step)
+    return folder
+
 
 def load(workdir: str | os.PathLike, step: int | None = None, *, best: bool = False, data: str | None = None) -> Loaded:
     """Restores any run onto this machine's devices, whatever mesh it was trained on.
@@ -138,19 +208,40 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, best: bool = Fa
       workdir: its folder, or its address such as gs://BUCKET/runs/base, which is fetched.
       step: of the checkpoint; the newest intact one by default.
       best: the checkpoint that a metric chose.
-      data: where its clips lie now, if not at the run's own `config.input.path`.
+      data: where its clips lie now, if not at the run's own `config.input.path`. Paths of the config that are
+        relative, and are not below the current folder, are looked for where the run was trained, then below each folder
+        above the workdir, then below each above the current one (a notebook's is not the repository's root).
 
     Raises:
       UserError: there is no run, or no such checkpoint; of a run without a text encoder there is nothing to look at.
     """
     if step is not None and best:
         raise UserError(f"load(step={step}, best=True): expected one of them; the best checkpoint has its own step")
-    text = os.fspath(workdir)
-    folder = pathlib.Path(text)
-    if mirror.is_address(text):
-        folder = mirror.staging(text)
-        mirror.Mirror(text, folder, only="evaluation/").fetch(step)
+    folder = folder_of(workdir, step)
     run = runs.recipe_alone(runs.open_run(folder, step, best=best))
+    config_lib.update(run.config, {key: _found(run, key, folder) for key in _PATHS})
     if data is not None:
         config_lib.update(run.config, {"input.path": data})
     return Loaded(folder, run)
+
+
+def _found(run: runs.Run, key: str, workdir: pathlib.Path) -> str:
+    """A path of the run's data, which may be relative to another folder; as it is where it is nowhere."""
+    path = config_lib.leaves(run.config)[key]
+    if not _is_relative(path) or _there(pathlib.Path(path)):
+        return path
+    # Where it was trained `item["path"]` is the real path of what was then `input.path`, perhaps of this very file.
+    trained = [pathlib.Path(item["path"]) for item in run.metadata["trained_on"]]
+    tail = pathlib.Path(path).parts
+    roots = [p.parents[len(tail) - 1] for p in trained if p.parts[-len(tail) :] == tail]
+    roots += [*workdir.resolve().parents, *pathlib.Path.cwd().parents]
+    return next((str(root / path) for root in roots if _there(root / path)), path)
+
+
+def _is_relative(path: str) -> bool:
+    return bool(path) and not mirror.is_address(path) and not os.path.isabs(path)
+
+
+def _there(path: pathlib.Path) -> bool:
+    """Whether a path exists; of a pattern (`cc3m/{00000..00331}.tar`, `*.csv`) the folders before it."""
+    return pathlib.Path(*itertools.takewhile(lambda part: not set(part) & set("*?[{"), path.parts)).exists()

@@ -7,6 +7,7 @@ many captions a clip has, how many clips a caption, and how long they are, so th
 for that of another.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from flax import nnx
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax.evaluation import ranking, reading, statistics
+from vlp_jax.evaluation.captions import Captions
 from vlp_jax.evaluation.pairs import PairScorer
 from vlp_jax.input import sources
 from vlp_jax.input.ledger import count_kinds
@@ -27,82 +29,29 @@ DIRECTIONS = ("text_to_video", "video_to_text")
 _PAIRS = 4  # pairs matched at once for each clip of a batch: as many as a training step of that batch fuses
 
 
-class Captions:
-    """The queries of a source: its captions, which clip each is of, and their tokens.
+@dataclasses.dataclass
+class Ranks:
+    """What a model ranked, in both directions.
 
     Attributes:
-      texts: Q captions, in the source's order.
-      ids: Q names, `clip_id:number`, the number counting the captions of that clip from 0.
-      clip_Q: int32, number of each caption's clip, of a shared one the first; clips are numbered as they first occur.
-      group_Q, group_C: int32; a caption and a clip of one group are right for each other.
-      clip_ids: C names.
-      records: int `[C]`, the record that each clip is read from: its first one.
-      valid_Q: bool, False for empty captions, which find nothing and are found by nothing.
-      token_ids, token_mask: `[U, L]`, of the U distinct texts. A text is encoded once, so that equal captions tie.
-      text_Q: which of them each caption is.
-      cut: captions longer than L.
+      rank_Q, rank_C: ranks from 1 of what is right for each caption and each clip, after reranking; beyond every item
+        where there is nothing to find.
+      to_video, to_text: the ranking by the dual encoder alone, of the captions' clips and the clips' captions.
+      texts_QxE, clips_CxE: float32 embeddings.
+      valid_C: bool, False where a clip did not decode.
+      bad_clips: those, with their reasons.
+      clip_passes: 2 where reranking had to encode the clips anew.
     """
 
-    def __init__(self, source: Any, tokenizer: Any, shared: bool = False):
-        annotations = [source.annotation(i) for i in range(len(source))]
-        self.texts = [a.caption for a in annotations]
-        numbers: dict[str, int] = {}
-        self.clip_Q = np.array([numbers.setdefault(a.clip_id, len(numbers)) for a in annotations], np.int32)
-        self.clip_ids = list(numbers)
-        self.count_C = np.bincount(self.clip_Q)
-        self.valid_Q = np.array([bool(text.strip()) for text in self.texts])
-        seen = [0] * len(numbers)
-        self.ids = []
-        for clip in self.clip_Q.tolist():
-            self.ids.append(f"{self.clip_ids[clip]}:{seen[clip]}")
-            seen[clip] += 1
-        self.records = np.unique(self.clip_Q, return_index=True)[1]
-        self.group_Q, self.group_C = self.clip_Q, np.arange(len(numbers), dtype=np.int32)
-        self.shared = shared
-        if shared:
-            self._share()
-        ids, mask, self.cut = tokenizer.encode(self.texts)
-        rows = np.concatenate([ids, mask], axis=1)
-        _, first, text_Q = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-        self.token_ids, self.token_mask, self.text_Q = ids[first], mask[first], text_Q.reshape(-1)
-
-    def _share(self) -> None:
-        """Makes equal captions one query, right for all clips that have it."""
-        text_C = [""] * len(self.clip_ids)
-        for text, clip in zip(self.texts, self.clip_Q.tolist()):
-            text = text.strip()
-            if text and text_C[clip] not in ("", text):
-                raise UserError(
-                    f"clip {self.clip_ids[clip]!r} has the captions {text_C[clip]!r} and {text!r}, but "
-                    "config.input.positives = 'caption' means one caption for many clips; expected one a clip, or "
-                    "config.input.positives = 'clip'"
-                )
-            text_C[clip] = text_C[clip] or text
-        numbers: dict[str, int] = {}
-        self.group_C = np.array([numbers.setdefault(text, len(numbers)) for text in text_C], np.int32)
-        first: dict[str, int] = {}
-        for row, (text, clip) in enumerate(zip(self.texts, self.clip_Q.tolist())):
-            if text.strip() == text_C[clip]:
-                first.setdefault(text.strip(), row)
-        rows = [first[text] for text in numbers]
-        self.texts, self.ids = [self.texts[row] for row in rows], [self.ids[row] for row in rows]
-        self.clip_Q, self.valid_Q = self.clip_Q[rows], self.valid_Q[rows]
-        self.group_Q, self.count_C = np.arange(len(rows), dtype=np.int32), np.ones_like(self.count_C)
-
-    def rows(self) -> list[tuple[str, int, int]]:
-        """`(name, clip, caption)` of every pair that belongs together: of each caption, or of each clip if shared."""
-        if self.shared:
-            return [(f"{name}:0", clip, int(self.group_C[clip])) for clip, name in enumerate(self.clip_ids)]
-        return list(zip(self.ids, self.clip_Q.tolist(), range(len(self.texts))))
-
-    def described(self) -> dict[str, Any]:
-        """What kind of queries these are: captions a clip, clips a caption, and the median of the words a caption."""
-        clips_Q = np.bincount(self.group_C)[self.group_Q]
-        return {
-            "captions_per_clip": {"min": int(self.count_C.min()), "max": int(self.count_C.max())},
-            "clips_per_caption": {"min": int(clips_Q.min()), "max": int(clips_Q.max())},
-            "words_per_caption": float(np.median([len(text.split()) for text in self.texts])),
-        }
+    rank_Q: np.ndarray
+    rank_C: np.ndarray
+    to_video: ranking.Ranked
+    to_text: ranking.Ranked
+    texts_QxE: np.ndarray
+    clips_CxE: np.ndarray
+    valid_C: np.ndarray
+    bad_clips: list[dict[str, str]]
+    clip_passes: int
 
 
 class Retrieval:
@@ -165,29 +114,9 @@ class Retrieval:
         `config.evaluation.bootstrap` is 0. `clip_passes` is 2 where reranking had to encode the clips anew.
         """
         c, captions = self.config.evaluation, self.captions
-        group_Q, group_C = captions.group_Q, captions.group_C
-        with sharding.use_mesh(self.mesh):
-            texts_UxE, words = self._texts(params)
-            clips_CxE, valid_C, bad, tokens = self._clips(params)
-            texts_QxE = texts_UxE[captions.text_Q]
-            text_side, clip_side = (texts_QxE, group_Q), (clips_CxE, group_C)
-            rank = lambda queries, gallery, valid: ranking.rank(
-                queries[0], gallery[0], queries[1], gallery[1], valid, mesh=self.mesh, shortlist=self.rerank
-            )
-            to_video, to_text = rank(text_side, clip_side, valid_C), rank(clip_side, text_side, captions.valid_Q)
-            rank_Q, rank_C = to_video.rank_Q, to_text.rank_Q
-            if self.rerank:
-                match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
-                rank_Q = ranking.rerank(to_video, group_C[to_video.shortlist_QxK] == group_Q[:, None], match_video)
-                rank_C = ranking.rerank(to_text, group_Q[to_text.shortlist_QxK] == group_C[:, None], match_text)
-        # What did not decode, or has no words, has found nothing and is found by nothing.
-        has_text_C = np.isin(group_C, group_Q[captions.valid_Q])
-        has_clip_Q = np.isin(group_Q, group_C[valid_C])
-        rank_Q = np.where(has_clip_Q & captions.valid_Q, rank_Q, max(len(group_C) + 1, ranking.MISSED))
-        rank_C = np.where(valid_C & has_text_C, rank_C, max(len(captions.texts) + 1, ranking.MISSED))
-        # Clips of one caption, and captions of one clip, are drawn together.
-        groups = (None, group_C) if captions.shared else (captions.clip_Q, None)
-        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), groups)}
+        found = self.ranks(params)
+        rank_Q, rank_C = found.rank_Q, found.rank_C
+        ranks = {name: pair for name, *pair in zip(DIRECTIONS, (rank_Q, rank_C), captions.drawn_together)}
         return {
             "task": "retrieval",
             "text_to_video": ranking.summarise(rank_Q),
@@ -199,12 +128,12 @@ class Retrieval:
             "positives": self.config.input.positives,
             **captions.described(),
             "frames": config_lib.evaluated_input(self.config).frames,
-            "undecodable": int((~valid_C).sum()),
-            "bad_clips": bad,
+            "undecodable": int((~found.valid_C).sum()),
+            "bad_clips": found.bad_clips,
             "cut_captions": captions.cut,
             "empty_captions": int((~captions.valid_Q).sum()),
             "rerank": self.rerank,
-            "clip_passes": 2 if self.rerank and tokens is None else 1,
+            "clip_passes": found.clip_passes,
             "per_query": [
                 {
                     "query_id": name,
@@ -217,7 +146,35 @@ class Retrieval:
             ],
         }
 
-    def _texts(self, params):
+    def ranks(self, params: Any, shortlist: int = 0) -> Ranks:
+        """Encodes all clips and captions and ranks them in both directions.
+
+        Args:
+          shortlist: items listed for each query where nothing is reranked; `rerank` are where something is.
+        """
+        captions = self.captions
+        group_Q, group_C = captions.group_Q, captions.group_C
+        with sharding.use_mesh(self.mesh):
+            texts_UxE, words = self.texts(params)
+            clips_CxE, valid_C, bad, tokens = self._clips(params)
+            texts_QxE = texts_UxE[captions.text_Q]
+            text_side, clip_side = (texts_QxE, group_Q), (clips_CxE, group_C)
+            rank = lambda queries, gallery, valid: ranking.rank(
+                *(queries[0], gallery[0], queries[1], gallery[1], valid),
+                mesh=self.mesh,
+                shortlist=self.rerank or shortlist,
+            )
+            to_video, to_text = rank(text_side, clip_side, valid_C), rank(clip_side, text_side, captions.valid_Q)
+            rank_Q, rank_C = to_video.rank_Q, to_text.rank_Q
+            if self.rerank:
+                match_video, match_text = self._match(params, to_video, to_text, valid_C, tokens, words)
+                rank_Q = ranking.rerank(to_video, group_C[to_video.shortlist_QxK] == group_Q[:, None], match_video)
+                rank_C = ranking.rerank(to_text, group_Q[to_text.shortlist_QxK] == group_C[:, None], match_text)
+        rank_Q, rank_C = captions.with_missed(rank_Q, rank_C, valid_C)
+        passes = 2 if self.rerank and tokens is None else 1
+        return Ranks(rank_Q, rank_C, to_video, to_text, texts_QxE, clips_CxE, valid_C, bad, passes)
+
+    def texts(self, params):
         """Embeddings float32 `[U, E]` and, for reranking, word features `[U, L, D]` of the distinct texts."""
         count, parts = len(self.captions.token_ids), []
         for start in range(0, count, self.batch_size):

@@ -27,12 +27,16 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
         raise ValueError(f"attention kernel {kernel!r}: expected xla or cudnn")
     if kernel == "cudnn" and bias is None:
         return jax.nn.dot_product_attention(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, implementation="cudnn")
+    return jnp.einsum("basu,buad->bsad", weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, v_BxUxAxDh.dtype), v_BxUxAxDh)
+
+
+def weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, dtype):
+    """What the XLA kernel of `attend` weighs the values by, `[B, A, S, U]`; rows sum to 1."""
     q_BxSxAxDh = q_BxSxAxDh * q_BxSxAxDh.shape[-1] ** -0.5
     logits = jnp.einsum("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    weights = layers.softmax(logits, v_BxUxAxDh.dtype)
-    return jnp.einsum("basu,buad->bsad", weights, v_BxUxAxDh)
+    return layers.softmax(logits, dtype)
 
 
 def padding_bias(mask_BxU):
@@ -63,6 +67,11 @@ class SelfAttention(nnx.Module):
         q, k, v = self.project(x_BxSxD)
         return self.out(attend(q, k, v, bias, kernel=self.kernel))
 
+    def weights(self, x_BxSxD, bias=None):
+        """What a call with the same arguments weighs the values by, `[B, A, S, S]`."""
+        q, k, v = self.project(x_BxSxD)
+        return weights_of(q, k, bias, v.dtype)
+
 
 class CrossAttention(nnx.Module):
     """Attention of `[B, S, D]` to keys and values that were projected beforehand, by `keys_values`."""
@@ -81,3 +90,7 @@ class CrossAttention(nnx.Module):
     def __call__(self, x_BxSxD, kv_BxUx2xAxDh, bias=None):
         k, v = kv_BxUx2xAxDh[..., 0, :, :], kv_BxUx2xAxDh[..., 1, :, :]
         return self.out(attend(self.query(x_BxSxD), k, v, bias, kernel=self.kernel))
+
+    def weights(self, x_BxSxD, kv_BxUx2xAxDh, bias=None):
+        """What a call with the same arguments weighs the values by, `[B, A, S, U]`."""
+        return weights_of(self.query(x_BxSxD), kv_BxUx2xAxDh[..., 0, :, :], bias, kv_BxUx2xAxDh.dtype)

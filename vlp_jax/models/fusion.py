@@ -6,6 +6,7 @@ gathered: in training four texts look at one clip, and at evaluation a whole sho
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -40,11 +41,29 @@ class FusionBlock(nnx.Module):
         self.adapter_mlp: Any = bottleneck()
 
     def __call__(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
+        attend = lambda x: self.self_attention(x, text_bias)
+        look = lambda x: self.cross_attention(x, kv_PxUx2xAxDh, video_bias)
+        return self._add_up(x_PxLxD, attend, look)
+
+    def observe(self, x_PxLxD, text_bias, kv_PxUx2xAxDh, video_bias):
+        """As a call, with the weights of both attentions: `(x, (words [P, A, L, L], video [P, A, L, U]))`."""
+        seen = {}
+
+        def attend(x):
+            seen["words"] = self.self_attention.weights(x, text_bias)
+            return self.self_attention(x, text_bias)
+
+        def look(x):
+            seen["video"] = self.cross_attention.weights(x, kv_PxUx2xAxDh, video_bias)
+            return self.cross_attention(x, kv_PxUx2xAxDh, video_bias)
+
+        x = self._add_up(x_PxLxD, attend, look)
+        return x, (seen["words"], seen["video"])
+
+    def _add_up(self, x_PxLxD, attend, look):
         def add(x, norm, body, adapter):
             return layers.residual(x, norm, lambda x: layers.adapted(adapter, body(x)), self.place)
 
-        attend = lambda x: self.self_attention(x, text_bias)
-        look = lambda x: self.cross_attention(x, kv_PxUx2xAxDh, video_bias)
         x = add(x_PxLxD, self.norm_self, attend, self.adapter_self)
         x = add(x, self.norm_cross, look, self.adapter_cross)
         return add(x, self.norm_mlp, self.mlp, self.adapter_mlp)
@@ -78,6 +97,28 @@ class Fusion(nnx.Module):
         Returns:
           Normalised fused features, `[P, L, D]`.
         """
+        sources = self._sources(text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt)
+        x = layers.scan(self.blocks, lambda block, x: block(x, *sources(block)), text_PxLxD, self.loop)
+        return self.norm(sharding.constrain_batch(x))
+
+    def observe(self, text_PxLxD, text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt):
+        """What a call with the same arguments weighs words and video by, in each of the F layers.
+
+        Returns:
+          `(words [F, P, A, L, L], video [F, P, A, L, Kt, S])`; rows sum to 1, over L and over Kt x S.
+        """
+        sources = self._sources(text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt)
+        graph, params = nnx.split(self.blocks)
+
+        def step(x, layer):
+            block: Any = nnx.merge(graph, layer)
+            return block.observe(x, *sources(block))
+
+        _, (words, video) = jax.lax.scan(step, text_PxLxD, self.loop.gathered(params))
+        return words, video.reshape(*video.shape[:-1], frames_PxKt.shape[1], video_BxTxSxD.shape[2])
+
+    def _sources(self, text_mask_PxL, video_BxTxSxD, clip_P, frames_PxKt, log_gate_PxKt):
+        """Returns block -> what it looks at: the words' bias, keys and values of the pairs' frames, their bias."""
         b, t, s, d = video_BxTxSxD.shape
         p, kept = frames_PxKt.shape
         rows = clip_P[:, None] * t + frames_PxKt
@@ -85,13 +126,12 @@ class Fusion(nnx.Module):
         text_bias = attention.padding_bias(text_mask_PxL)
         video = video_BxTxSxD.reshape(b * t, s, d)
 
-        def body(block, x):
+        def sources(block):
             kv = block.cross_attention.keys_values(video)
             kv = sharding.take_near(kv, rows.reshape(-1)).reshape(p, kept * s, *kv.shape[2:])
-            return block(x, text_bias, sharding.constrain_batch(kv), video_bias)
+            return text_bias, sharding.constrain_batch(kv), video_bias
 
-        x = layers.scan(self.blocks, body, text_PxLxD, self.loop)
-        return self.norm(sharding.constrain_batch(x))
+        return sources
 
 
 class MatchHead(nnx.Module):

@@ -29,12 +29,14 @@ class EncodedVideo:
       kept: int32 `[B, T, K]`, which patches (`t * N + n`) the surviving tokens are.
       early: `[B, T, C + K0, D]`, normalised tokens before the first pruning: CLS if there is one, all visible patches.
       lead: C, 1 where a slot has a CLS, else 0.
+      survivors: int32 `[B, T, K_i]` for each layer that prunes, which patches it leaves; the last is `kept`.
     """
 
     tokens: jax.Array
     kept: jax.Array
     early: jax.Array
     lead: int = dataclasses.field(default=1, metadata={"static": True})
+    survivors: tuple[jax.Array, ...] = ()
 
     @property
     def patches(self):
@@ -171,7 +173,7 @@ class VideoEncoder(ClipEncoder):
         x = constrain_batch(x if self.norm_embedding is None else self.norm_embedding(x))
 
         graph, params = nnx.split(self.blocks)
-        early, fused = None, False
+        early, fused, survivors = None, False, []
         # Where nothing is hidden, all frames share one bias.
         patches = np.arange(count) if visible_BxTxK is None else kept % count
         for stop, segment in self._segments(params):
@@ -180,10 +182,13 @@ class VideoEncoder(ClipEncoder):
                 continue
             early = x if early is None else early
             x, kept = self._prune(graph, segment, x, kept, fused, patches)
+            survivors.append(kept)
             patches = kept % count
             fused = self.fused_token
         early = x if early is None else early
-        return EncodedVideo(tokens=self.norm(x), kept=kept, early=self.norm(early), lead=self.lead)
+        return EncodedVideo(
+            tokens=self.norm(x), kept=kept, early=self.norm(early), lead=self.lead, survivors=tuple(survivors)
+        )
 
     def _space_positions(self, kept_BxTxK, slots, count):
         """What is added to each patch for its place, `[B, T, K, D]`; 0 where the attention knows it."""

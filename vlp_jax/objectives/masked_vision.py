@@ -40,12 +40,17 @@ def pixels_of(predicted_xP, true_xP, target: str):
     return (predicted * (variance + 1e-6) ** 0.5 + mean).reshape(true_xP.shape)
 
 
+def patch_errors(predicted_xP, target_xP):
+    """Mean squared error of each patch; of per-patch normalised ones 1 is what predicting their mean gives."""
+    return jnp.square(predicted_xP - target_xP).mean(-1)
+
+
 def mvm(predicted_BxTxMxP, target_BxTxMxP, valid_B):
     """Mean squared error over each hidden patch, summed over the hidden patches of the valid clips (MAE's loss).
 
     Returns:
       `(sum, count)`; the count is the number of patches.
     """
-    error_B = jnp.square(predicted_BxTxMxP - target_BxTxMxP).mean(-1).sum((1, 2))
+    error_B = patch_errors(predicted_BxTxMxP, target_BxTxMxP).sum((1, 2))
     patches = predicted_BxTxMxP.shape[1] * predicted_BxTxMxP.shape[2]
     return jnp.where(valid_B, error_B, 0.0).sum(), valid_B.sum().astype(jnp.float32) * patches

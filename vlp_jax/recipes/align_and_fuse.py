@@ -234,7 +234,7 @@ class AlignAndFuse(nnx.Module):
           clip_P: int32, numbers among the clips of the text's own device (`sharding.bring` makes such numbers).
           keys_P: random keys for what is drawn in training; None at evaluation.
         """
-        frames, gate, _ = self.select(clips, self._sentence(words_PxLxD, mask_PxL), clip_P, keys_P)
+        frames, gate, _ = self.select(clips, self.sentence(words_PxLxD, mask_PxL), clip_P, keys_P)
         return self.fusion(words_PxLxD, mask_PxL, clips.tokens, clip_P, frames, gate)
 
     def match(self, clips: EncodedVideo, clip_P, words_PxLxD, mask_PxL, keys_P=None) -> jax.Array:
@@ -245,6 +245,10 @@ class AlignAndFuse(nnx.Module):
         """
         logits = self.match_head(self.fuse(clips, clip_P, words_PxLxD, mask_PxL, keys_P)[:, 0])
         return logits[:, 1] - logits[:, 0]
+
+    def sentence(self, words_BxLxD, mask_BxL) -> jax.Array:
+        """`[B, D]`, what stands for a whole text, of what `encode_text` gives."""
+        return pooled_text(words_BxLxD, mask_BxL, self.config.model.text.pool)
 
     def select(self, clips: EncodedVideo, text_PxD, clip_P, keys_P):
         """Frames for each pair, the log gates of their tokens, and the frames' scores: here all of them, ungated."""
@@ -273,11 +277,8 @@ class AlignAndFuse(nnx.Module):
             return contrastive.unit(self.video_projection(pooled_BxTxD)).mean(1)
         return contrastive.unit(self.video_projection(pooled_BxTxD.mean(1)))
 
-    def _sentence(self, words_BxLxD, mask_BxL):
-        return pooled_text(words_BxLxD, mask_BxL, self.config.model.text.pool)
-
     def _embed_words(self, words_BxLxD, mask_BxL):
-        return contrastive.unit(self.text_projection(self._sentence(words_BxLxD, mask_BxL)))
+        return contrastive.unit(self.text_projection(self.sentence(words_BxLxD, mask_BxL)))
 
     def _temperature(self):
         if self.temperature is None:
@@ -286,5 +287,5 @@ class AlignAndFuse(nnx.Module):
 
 
 def _for_fusion(video: EncodedVideo) -> EncodedVideo:
-    """Without the tokens from before pruning."""
-    return dataclasses.replace(video, early=video.early[:, :, :0])
+    """Without the tokens from before pruning, and without what each pruning left."""
+    return dataclasses.replace(video, early=video.early[:, :, :0], survivors=())

@@ -76,7 +76,7 @@ class Smaug(AlignAndFuse):
         key_of = self.key_of(batch, key)
 
         # Sample the visible patches; encode them, pruning inside.
-        mask = self._sample_mask(key_of(0), batch.video) if masked else None
+        mask = self.sample_mask(key_of(0), batch.video) if masked else None
         visible = mask.visible if mask else None
         video = self.vision(batch.video, visible)
 
@@ -110,12 +110,12 @@ class Smaug(AlignAndFuse):
 
     def reconstruct(self, batch: Batch, key: jax.Array) -> Reconstruction:
         """Masks, encodes and rebuilds a batch as training does, and reports every choice made on the way."""
-        mask = self._sample_mask(self.key_of(batch, key)(0), batch.video, share=1.0)
+        mask = self.sample_mask(self.key_of(batch, key)(0), batch.video, share=1.0)
         video = self.vision(batch.video, mask.visible)
         own = sharding.own_rows(batch.valid.shape[0])
         sentence = None
         if self.selector is not None:
-            sentence = self._sentence(self.text(batch.text_ids, batch.text_mask), batch.text_mask)
+            sentence = self.sentence(self.text(batch.text_ids, batch.text_mask), batch.text_mask)
         frames, _, scores = self.select(video, sentence, own, None)
         # Under `frame` masking the encoder's slots are only the visible ones: give their numbers in the clip.
         slot_BxTv = mask.visible[:, :, 0] // config_lib.grid(self.config)[1]
@@ -124,8 +124,14 @@ class Smaug(AlignAndFuse):
             mask=mask, predicted=self._decode(video, mask, batch.video), kept=video.kept, frames=frames, scores=scores
         )
 
-    # -- Steps ---------------------------------------------------------------------------------------------------------
-    def _sample_mask(self, keys_B, clips, share: float | None = None):
+    def sample_mask(self, keys_B, clips, share: float | None = None) -> Any:
+        """Draws which patches of uint8 clips the encoder sees, by `config.model.masking`: a `masking.PatchMask`, or
+        None where nothing is masked.
+
+        Args:
+          keys_B: one key for each clip.
+          share: of the hidden patches, those to rebuild; `config.model.decoder.share` by default.
+        """
         c = self.config
         if c.model.masking.kind == "none":
             return None
@@ -141,11 +147,21 @@ class Smaug(AlignAndFuse):
             hidden=max(1, round(hidden * (c.model.decoder.share if share is None else share))),
         )
 
+    def target(self, video, hidden_BxTxM):
+        """Normalised pixels of the hidden patches, float32 `[B, Th, M, P]`."""
+        v = self.config.model.vision
+        patches = patchify(video, v.patch_size, v.tubelet)
+        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        flat = hidden_BxTxM.reshape(patches.shape[0], -1)
+        hidden = jnp.take_along_axis(patches, flat[..., None], axis=1).reshape(*hidden_BxTxM.shape, -1)
+        return masked_vision.TARGETS[self.config.model.decoder.target](normalise_pixels(hidden))
+
+    # -- Steps ---------------------------------------------------------------------------------------------------------
     def _rebuild(self, video, mask, batch) -> Losses:
         """MVM: the pixels of the hidden patches."""
         if self.decoder is None or mask is None:
             return Losses()
-        target = self._target(batch.video, mask.hidden)
+        target = self.target(batch.video, mask.hidden)
         return Losses({"mvm": masked_vision.mvm(self._decode(video, mask, batch.video), target, batch.valid)})
 
     def _decode(self, video, mask, clips):
@@ -155,12 +171,3 @@ class Smaug(AlignAndFuse):
         else:
             tokens, visible = video.early, mask.visible
         return self.decoder(tokens, visible, mask.hidden, slots, count)
-
-    def _target(self, video, hidden_BxTxM):
-        """Normalised pixels of the hidden patches, float32 `[B, Th, M, P]`."""
-        v = self.config.model.vision
-        patches = patchify(video, v.patch_size, v.tubelet)
-        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
-        flat = hidden_BxTxM.reshape(patches.shape[0], -1)
-        hidden = jnp.take_along_axis(patches, flat[..., None], axis=1).reshape(*hidden_BxTxM.shape, -1)
-        return masked_vision.TARGETS[self.config.model.decoder.target](normalise_pixels(hidden))
