@@ -76,7 +76,8 @@ def write(run: runs.Run, out: pathlib.Path) -> None:
         "video_embedding": np.asarray(jax.jit(embed_video)(leaves, video)),
         "text_embedding": np.asarray(jax.jit(embed_text)(leaves, ids, mask)),
     }
-    np.savez_compressed(out / "example.npz", video=video, ids=ids, mask=mask, **expected)
+    inputs = {"video": video, "ids": ids, "mask": mask}
+    np.savez_compressed(out / "example.npz", allow_pickle=False, **inputs, **expected)
     (out / run.tokenizer.file_name).write_bytes(run.tokenizer.serialized())
     write_atomically(out / "signature.json", json.dumps(_signature(run, expected), indent=1).encode())
     example = pathlib.Path(__file__).with_name("example.py")
@@ -99,7 +100,7 @@ def _tower(
     (size,) = export.symbolic_shape("batch")
     batch = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in example]
     exported = export.export(jax.jit(of_used), platforms=PLATFORMS)({name: shapes[name] for name in used}, *batch)
-    write_atomically(out / f"{name}.stablehlo", exported.serialize())
+    write_atomically(out / f"{name}.stablehlo", bytes(exported.serialize()))
     safetensors_numpy.save_file({name: params[name] for name in used}, out / f"{name}.safetensors")
 
 
