@@ -60,8 +60,7 @@ def _parse(path: pathlib.Path) -> tuple[int, dict[tuple[str, str], dict[str, Any
             seen, bad = int(entry["seen"]), int(entry["bad"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is not a line of a ledger; "
-                "move the file away to start a new one"
+                f"{path}, line {number}: {line[:80]!r} is not a line of a ledger; move the file away to start a new one"
             ) from e
         if "clip_id" in entry:
             # Ledgers of earlier versions name no source and count no examples.

@@ -117,9 +117,9 @@ def short(value: float) -> str:
     """A number as few characters: 2.5k, 30T, 0.004, 1e-5."""
     size = abs(value)
     for name, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if size >= unit * 0.9995:
+        if size >= unit:
             return f"{value / unit:.4g}{name}" if size < 1e21 else f"{value:.2g}"
-    return f"{value:.3g}".replace("e-0", "e-")
+    return (f"{value:.4g}" if size >= 1 else f"{value:.3g}").replace("e-0", "e-")
 
 
 def _pieces(at: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

@@ -135,6 +135,7 @@ svg .drawn { stroke-width: 2; }
 .interval .grid { stroke-width: 2; }
 .results { display: flex; flex-wrap: wrap; gap: 0 3rem; }
 .results > div { max-width: 100%; min-width: 0; }
+@media (max-width: 40rem) { .interval { display: none; } tbody th { white-space: normal; } }
 .share { display: inline-block; width: 5rem; height: .6rem; vertical-align: middle; margin-left: .6rem; }
 .share rect { fill: var(--run0); }
 .share .all { fill: var(--line); }
