@@ -165,6 +165,22 @@ def test_compared_runs_stand_side_by_side(make):
     assert page.tags["img"] == 2
 
 
+def test_results_without_intervals_and_of_questions_are_tabled_too(make):
+    workdir = make()
+    plain = result(intervals={}, frames=1, split="plain")
+    (workdir / "evaluation" / "retrieval_plain_40.json").write_text(json.dumps(plain))
+    kinds = {"color": {"accuracy": 80.0, "count": 25, "interval": [70.0, 90.0]}, "size": {"accuracy": 5.0, "count": 3}}
+    answers = {"task": "question_answering", "split": "qa", "dataset": "d", "accuracy": 40.0, "by_type": kinds}
+    chosen = {"selected": {"select_by": "accuracy", "value": 39.0}, "step": 36, "intervals": {"accuracy": [30.0, 50.0]}}
+    (workdir / "evaluation" / "question_answering_qa_40.json").write_text(json.dumps({**answers, **chosen}))
+    page = Page(render(workdir))
+    table = next(t for t in page.tables if ["text to video, R@1", "50.0"] in t)
+    assert ["frames", "1"] in table and ["text to video, mean rank", "3.2"] in table
+    assert page.row("accuracy") == ["40.0 [30.0, 50.0]"]
+    assert page.row("of type color (25)") == ["80.0 [70.0, 90.0]"] and page.row("of type size (3)") == ["5.0"]
+    assert ["step 36, best accuracy"] in [row[1:] for t in page.tables for row in t]
+
+
 def test_runs_whose_folders_have_one_name_are_told_apart_by_their_paths(make):
     page = Page(render(make("a/run"), make("b/run")))
     assert any(row[0] == "" and row[1].endswith("a/run") and row[2].endswith("b/run") for t in page.tables for row in t)

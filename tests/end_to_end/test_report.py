@@ -20,10 +20,15 @@ def test_a_trained_run_is_reported_alone_and_compared(finished, tmp_path, comman
     assert page.row("examples") == ["96"] and "\nmvm\n" in page.text and page.row("vision")[0] == "trained"
     other = tmp_path / "other"
     assert run(command(other, seed=1, steps=4)).returncode == 0
-    done = run(report(finished, "--compare", other, f"--out={out}", "--x=flops"))
+    third = shutil.copytree(other, tmp_path / "third")
+    done = run(report(finished, "--compare", other, third, f"--out={out}", "--x=flops"))
     assert done.returncode == 0, done.stderr
     page = Page(out.read_text())
-    assert page.row("seed") == ["0", "1"] and page.row("examples") == ["96", "32"] and "model FLOPs" in page.text
+    assert (
+        page.row("seed") == ["0", "1", "1"]
+        and page.row("examples") == ["96", "32", "32"]
+        and "model FLOPs" in page.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def look(run: int) -> dict[str, Any]:
 def chart(lines: Sequence[Line], x_label: str, title: str) -> Html:
     """Lines over one x axis. Values that are not finite interrupt a line."""
     finite = lambda arrays: np.concatenate([x[np.isfinite(x)] for x in arrays if x is not None])
-    values = finite([y for line in lines for y in (line.drawn, line.faint)])
+    heights = finite([y for line in lines for y in (line.drawn, line.faint)])
     places = finite([line.at for line in lines])
-    if not values.size or not places.size:
+    if not heights.size or not places.size:
         return tag("p", "no finite value was logged", class_="quiet")
-    x_ticks, y_ticks = ticks(min(0.0, places.min()), places.max(), 4), ticks(values.min(), values.max(), 4)
+    x_ticks, y_ticks = ticks(min(0.0, places.min()), places.max(), 4), ticks(heights.min(), heights.max(), 4)
     x_ticks = [x for x in x_ticks if x <= places.max() * (1 + 1e-9)] if places.max() > 0 else x_ticks
     low_x, high_x = x_ticks[0], max(x_ticks[-1], places.max())
-    low_y, high_y = min(y_ticks[0], values.min()), max(y_ticks[-1], values.max())
+    low_y, high_y = y_ticks[0], y_ticks[-1]
     place_x = lambda x: _LEFT + (x - low_x) / (high_x - low_x) * (_WIDTH - _LEFT - _RIGHT)
     place_y = lambda y: _HEIGHT - _BOTTOM - (y - low_y) / (high_y - low_y) * (_HEIGHT - _TOP - _BOTTOM)
     parts = [tag("title", title)]
@@ -61,13 +61,13 @@ def chart(lines: Sequence[Line], x_label: str, title: str) -> Html:
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(tag("text", x_label, x=middle, y=_HEIGHT - 4, text_anchor="middle"))
     for line in lines:
-        for kind, y in (("faint", line.faint), ("drawn", line.drawn)):
-            if y is None:
+        for kind, values in (("faint", line.faint), ("drawn", line.drawn)):
+            if values is None:
                 continue
             style = look(line.run)
             style["class_"] += f" {kind}"
-            for piece in _pieces(line.at, y):
-                xs, ys = place_x(line.at[piece]), place_y(y[piece])
+            for piece in _pieces(line.at, values):
+                xs, ys = place_x(line.at[piece]), place_y(values[piece])
                 if len(piece) == 1:
                     parts.append(tag("circle", cx=f"{xs[0]:.1f}", cy=f"{ys[0]:.1f}", r=2.5, **style))
                 else:

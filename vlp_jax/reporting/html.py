@@ -104,13 +104,13 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin-top: .75rem; }
 .missing { border-left: 4px solid var(--run4); background: var(--raised); padding: .5rem .9rem; margin: .9rem 0; }
 .missing ul { margin: .25rem 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
+table { border-collapse: collapse; width: max-content; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem 1.2rem .28rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   font-weight: 400; }
-td { max-width: 34rem; overflow-wrap: anywhere; }
+td { max-width: min(34rem, 70vw); overflow-wrap: break-word; }
 tbody th { white-space: nowrap; }
 thead th { color: var(--quiet); border-bottom: 2px solid var(--line); }
-.n { text-align: right; overflow-wrap: normal; }
+.n { text-align: right; max-width: min(17rem, 70vw); }
 .measured { white-space: nowrap; }
 .marked > * { background: var(--mark); }
 details { margin: .6rem 0; }
@@ -135,8 +135,12 @@ svg .drawn { stroke-width: 2; }
 .interval .grid { stroke-width: 2; }
 .results { display: flex; flex-wrap: wrap; gap: 0 3rem; }
 .results > div { max-width: 100%; min-width: 0; }
-@media (max-width: 40rem) { .interval { display: none; } tbody th { white-space: normal; } }
 .share { display: inline-block; width: 5rem; height: .6rem; vertical-align: middle; margin-left: .6rem; }
 .share rect { fill: var(--run0); }
 .share .all { fill: var(--line); }
+@media (max-width: 40rem) {
+  .interval, .share { display: none; }
+  .n { max-width: 11rem; }
+  tbody th { white-space: normal; max-width: 13rem; overflow-wrap: break-word; }
+}
 """ + "".join(f".run{n} {{ stroke: var(--run{n}); }} circle.run{n} {{ fill: var(--run{n}); }}\n" for n in range(7))

@@ -20,6 +20,7 @@ _NOTHING = "–"
 _SMOOTHING = 0.6  # weight of the past in the averages of curves
 _NOISY = ("losses", "accuracy", "throughput")  # groups of curves that are averaged
 _CONDITIONS = ("training", "frames", "rerank", "ablate")  # of an evaluation, beside its metrics
+_NO_METRICS = ("selected", "intervals", "by_type", "captions_per_clip", "clips_per_caption")
 
 
 def header(runs: Sequence[Contents], now: datetime.datetime) -> Html:
@@ -111,6 +112,7 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
             shown, last = [], []
             for number, run in lines.items():
                 if name not in run.series:
+                    last.append(_NOTHING)
                     continue
                 steps, values = run.series[name]
                 at = run.along(x, steps)
@@ -161,14 +163,15 @@ def _result(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     selected, intervals = result.get("selected"), result.get("intervals", {})
     out = {"checkpoint": f"step {result.get('step')}" + (f", best {selected['select_by']}" if selected else "")}
     out |= {name: _plain(result.get(name)) if result.get(name) else _NOTHING for name in _CONDITIONS}
-    for name, bounds in intervals.items():
-        value: Any = result
-        for part in name.split("/"):
-            value = value.get(part) if isinstance(value, dict) else None
-        out[name.replace("_", " ").replace("/", ", ")] = _measured(value, bounds, not name.endswith("_rank"))
+    metrics = {name: x for name, x in result.items() if isinstance(x, dict) and name not in _NO_METRICS}
+    values = {f"{name}/{metric}": value for name, own in metrics.items() for metric, value in own.items()}
+    values |= {"accuracy": result["accuracy"]} if "accuracy" in result else {}
+    for name, value in values.items():
+        label = name.replace("_", " ").replace("/", ", ")
+        out[label] = _measured(value, intervals.get(name), not name.endswith("_rank"))
     for kind, found in result.get("by_type", {}).items():
         out[f"of type {kind} ({found['count']})"] = _measured(found["accuracy"], found.get("interval"), True)
-    shown = {"task", "split", "dataset", "step", "selected", *_CONDITIONS, *(n.partition("/")[0] for n in intervals)}
+    shown = {"task", "split", "dataset", "step", "selected", "accuracy", *_CONDITIONS}
     rest = {}
     for name, value in result.items():
         if isinstance(value, dict) and set(value) == {"min", "max"}:
@@ -229,10 +232,9 @@ def config(runs: Sequence[Contents]) -> Html:
     group = lambda key: ".".join(key.split(".")[:-1][:2]) or "of the run"
     ordered = sorted(values[0], key=lambda key: (group(key) != "of the run", group(key), key))
     every = []
-    for name, keys in itertools.groupby(ordered, group):
-        own = list(keys)
+    for name, own in itertools.groupby(ordered, group):
         rows = [[key, _knob(values[0], key)] for key in own]
-        marked = [number for number, key in enumerate(own) if key in changed]
+        marked = [number for number, row in enumerate(rows) if row[0] in changed]
         every += [tag("h3", name), table(["config.", "value"], rows, marked=marked)]
     parts.append(details("Every knob, by group; those that are set are highlighted", *every))
     return joined(parts)
@@ -245,6 +247,7 @@ def _knob(values: dict[str, Any], key: str) -> str:
 def parameters(runs: Sequence[Contents]) -> Html:
     """Parameters by module: of the first run in full, beside the counts of the others."""
     run, parts = runs[0], []
+    rows: list[list[Any]]
     if runs[1:]:
         counts = [_by_module(other) for other in runs]
         names = list(dict.fromkeys(name for own in counts for name in own))
@@ -264,7 +267,7 @@ def parameters(runs: Sequence[Contents]) -> Html:
         part = tag("span", f"{size / total:.1%}", charts.share(size / total), class_="measured")
         rows.append([name, state, len(own), f"{size:,}", part, _bytes(nbytes)])
     head = ["module", "", "arrays", "parameters", "share", "size"]
-    parts.append(table(head, rows, numbers=4, marked=[len(rows) - 1]))
+    parts.append(table(head, rows, numbers=4))
     if run.averaged:
         parts.append(tag("p", "Evaluation uses the moving average of these parameters.", class_="quiet"))
     listed = [[key, str(list(x.shape)), str(x.dtype), f"{x.size:,}"] for key, x in run.parameters.items()]
@@ -327,12 +330,12 @@ def origins(runs: Sequence[Contents]) -> Html:
             of = f"{tower}: " if tower else ""
             parts.append(tag("p", f"{of}from {account['source']}{step}"))
             kinds = collections.Counter(_how(x) for x in account["parameters"].values())
-            rows = [[how, count] for how, count in kinds.most_common()]
+            taken: list[list[Any]] = [[how, count] for how, count in kinds.most_common()]
             if left := account.get("left_out"):
-                rows.append(["left out (only there)", len(left)])
-            parts.append(table(["", "arrays"], rows, numbers=1))
-            every = ([name, x["origin"] or _NOTHING, _how(x)] for name, x in account["parameters"].items())
-            parts.append(details("Every array", table(["name", "origin", ""], every)))
+                taken.append(["left out (only there)", len(left)])
+            parts.append(table(["", "arrays"], taken, numbers=1))
+            listed = ([name, x["origin"] or _NOTHING, _how(x)] for name, x in account["parameters"].items())
+            parts.append(details("Every array", table(["name", "origin", ""], listed)))
     return joined(parts)
 
 
