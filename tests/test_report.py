@@ -103,7 +103,11 @@ def test_a_report_holds_all_that_the_workdir_does(make):
     assert page.row("text to video, R@1") == ["50.0 [40.0, 60.0]"]
     assert page.row("text to video, mean rank") == ["3.2 [2.5, 4.0]"]
     assert page.row("training") == ["zero-shot"] and page.row("frames") == ["4"] and page.row("queries") == ["1,234"]
-    assert page.row("captions per clip") == ["1 to 5"] and "of one query" not in text
+    assert (
+        page.row("file") == ["retrieval_test_40.json"]
+        and page.row("captions per clip") == ["1 to 5"]
+        and "of one query" not in text
+    )
     # Costs.
     assert page.row("v5e-hours") == ["2"] and page.row("MFU") == ["30.0%"] and page.row("waiting for data") == ["25.0%"]
     assert page.row("model FLOPs an example") == ["3.12e+09"] and page.row("wall time") == ["1 min 40 s"]

@@ -1,8 +1,7 @@
 """A run's two towers as StableHLO programs, for any program that has JAX: `write(run, out)`.
 
 The parameters lie beside the programs, as their argument, not inside as constants: with 342 MB of constants the video
-tower of base size takes 27 s and 4.7 GB to its first result on two CPU cores, with an argument 13 s and 2.6 GB; and no
-program with more than 2 GB of them could be compiled at all.
+tower of base size takes 27 s and 4.7 GB to its first result on two CPU cores, with an argument 13 s and 2.6 GB.
 """
 
 import json

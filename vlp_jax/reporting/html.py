@@ -5,6 +5,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+NOTHING = "–"  # in a cell
 _ALONE = ("img", "meta", "circle", "line", "polyline", "rect")  # without an end tag
 
 

@@ -10,17 +10,14 @@ from typing import Any
 from vlp_jax import config as config_lib
 from vlp_jax.analysis import curves as curves_lib
 from vlp_jax.input import ledger as ledger_lib
-from vlp_jax.reporting import charts
+from vlp_jax.reporting import charts, evaluations
 from vlp_jax.reporting.contents import Contents
-from vlp_jax.reporting.html import Html, details, joined, picture, table, tag
+from vlp_jax.reporting.html import NOTHING, Html, details, joined, picture, table, tag
 from vlp_jax.telemetry import costs as costs_lib
 
 _CLIPS = 50  # bad ones listed
-_NOTHING = "–"
 _SMOOTHING = 0.6  # weight of the past in the averages of curves
 _NOISY = ("losses", "accuracy", "throughput")  # groups of curves that are averaged
-_CONDITIONS = ("training", "frames", "rerank", "ablate")  # of an evaluation, beside its metrics
-_NO_METRICS = ("selected", "intervals", "by_type", "captions_per_clip", "clips_per_caption")
 
 
 def header(runs: Sequence[Contents], now: datetime.datetime) -> Html:
@@ -57,7 +54,7 @@ def title(run: Contents) -> str:
 
 def cost_ledger(runs: Sequence[Contents]) -> Html:
     """What the runs have cost, a column each; of a run without a checkpoint what its log says."""
-    rows: dict[str, list[Any]] = collections.defaultdict(lambda: [_NOTHING] * len(runs))
+    rows: dict[str, list[Any]] = collections.defaultdict(lambda: [NOTHING] * len(runs))
     for column, run in enumerate(runs):
         for name, value in _costs(run).items():
             rows[name][column] = value
@@ -77,16 +74,16 @@ def _costs(run: Contents) -> dict[str, str]:
         forms = {"flops": "{:.3g}", "device_hours": "{:.3g}", "examples": "{:,.0f}"}
         labels = {"flops": "model FLOPs", "device_hours": "device-hours", "examples": "examples"}
         return {labels[name]: forms[name].format(logged[name]) for name in forms if name in logged}
-    t, share = run.totals, lambda part, whole: f"{part / whole:.1%}" if whole else _NOTHING
+    t, share = run.totals, lambda part, whole: f"{part / whole:.1%}" if whole else NOTHING
     out = {"model FLOPs": f"{t.flops:.3g}"}
     if t.examples:
         out["model FLOPs an example"] = f"{t.flops / t.examples:.3g}"
     for kind, seconds in t.device_seconds.items():
         out[f"{kind}-hours"] = f"{seconds / 3600:.3g}"
     out["wall time"] = _duration(t.seconds)
-    out["MFU"] = f"{t.mfu:.1%}" if t.mfu is not None else _NOTHING
+    out["MFU"] = f"{t.mfu:.1%}" if t.mfu is not None else NOTHING
     out["examples"] = f"{t.examples:,}"
-    out["examples a second of wall time"] = f"{t.examples / t.seconds:.3g}" if t.seconds else _NOTHING
+    out["examples a second of wall time"] = f"{t.examples / t.seconds:.3g}" if t.seconds else NOTHING
     out["waiting for data"] = share(t.waited_seconds, t.seconds)
     return out
 
@@ -112,7 +109,7 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
             shown, last = [], []
             for number, run in lines.items():
                 if name not in run.series:
-                    last.append(_NOTHING)
+                    last.append(NOTHING)
                     continue
                 steps, values = run.series[name]
                 at = run.along(x, steps)
@@ -123,80 +120,6 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
             drawn.append(charts.figure(charts.chart(shown, curves_lib.X_AXES[x], name), name, " | ".join(last)))
         parts += [tag("h3", group.capitalize()), tag("div", *drawn, class_="charts")]
     return joined(parts)
-
-
-def evaluations(runs: Sequence[Contents]) -> Html:
-    """A table for each task and split, a column for each result of each run."""
-    tables: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = collections.defaultdict(list)
-    for run in runs:
-        for result in run.evaluations.values():
-            key = str(result["task"]), str(result.get("split", "")), str(result.get("dataset", ""))
-            tables[key].append((run.label, result))
-    if not tables:
-        return tag("p", "Nothing has been evaluated yet.")
-    parts = []
-    for (task, split, dataset), results in sorted(tables.items()):
-        metrics, others = zip(*(_result(result) for _, result in results))
-        labels = [label for label, _ in results]
-        parts.append(
-            tag(
-                "div",
-                tag("h3", f"{task.replace('_', ' ')}, {split} of {dataset}"),
-                _side_by_side(labels, metrics),
-                details("Conditions and counts", _side_by_side(labels, others)),
-            )
-        )
-    note = tag("p", "In brackets, and as bars from 0 to 100: 95% bootstrap intervals.", class_="quiet")
-    return joined([tag("div", *parts, class_="results"), note])
-
-
-def _side_by_side(labels: Sequence[str], columns: Sequence[dict[str, Any]]) -> Html:
-    """A row for each name that a column has, but for those that say nothing in any."""
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[name, *(column.get(name, _NOTHING) for column in columns)] for name in names]
-    told = [row for row in rows if any(value != _NOTHING for value in row[1:])]
-    return table(["", *labels], told, numbers=len(columns))
-
-
-def _result(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics of one result, with their intervals, below what tells it from others; and everything else, by row."""
-    selected, intervals = result.get("selected"), result.get("intervals", {})
-    out = {"checkpoint": f"step {result.get('step')}" + (f", best {selected['select_by']}" if selected else "")}
-    out |= {name: _plain(result.get(name)) if result.get(name) else _NOTHING for name in _CONDITIONS}
-    metrics = {name: x for name, x in result.items() if isinstance(x, dict) and name not in _NO_METRICS}
-    values = {f"{name}/{metric}": value for name, own in metrics.items() for metric, value in own.items()}
-    values |= {"accuracy": result["accuracy"]} if "accuracy" in result else {}
-    for name, value in values.items():
-        label = name.replace("_", " ").replace("/", ", ")
-        out[label] = _measured(value, intervals.get(name), not name.endswith("_rank"))
-    for kind, found in result.get("by_type", {}).items():
-        out[f"of type {kind} ({found['count']})"] = _measured(found["accuracy"], found.get("interval"), True)
-    shown = {"task", "split", "dataset", "step", "selected", "accuracy", *_CONDITIONS}
-    rest = {}
-    for name, value in result.items():
-        if isinstance(value, dict) and set(value) == {"min", "max"}:
-            value = " to ".join(dict.fromkeys((_plain(value["min"]), _plain(value["max"]))))
-        if name not in shown and isinstance(value, (bool, int, float, str)):
-            rest[name.replace("_", " ")] = _plain(value)
-    return out, rest
-
-
-def _measured(value: Any, bounds: Any, percent: bool) -> Any:
-    if not isinstance(value, (int, float)):
-        return _NOTHING
-    if not bounds or None in bounds:
-        return f"{value:.1f}"
-    text = f"{value:.1f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
-    bar = charts.interval(value, *bounds) if percent else tag("span", class_="interval")
-    return tag("span", text, bar, class_="measured")
-
-
-def _plain(value: Any) -> str:
-    if value in ("", None) or value is False:
-        return "no" if value is False else _NOTHING
-    if value is True:
-        return "yes"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def pictures(runs: Sequence[Contents]) -> Html:
@@ -241,7 +164,7 @@ def config(runs: Sequence[Contents]) -> Html:
 
 
 def _knob(values: dict[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else _NOTHING
+    return repr(values[key]) if key in values else NOTHING
 
 
 def parameters(runs: Sequence[Contents]) -> Html:
@@ -251,7 +174,7 @@ def parameters(runs: Sequence[Contents]) -> Html:
     if runs[1:]:
         counts = [_by_module(other) for other in runs]
         names = list(dict.fromkeys(name for own in counts for name in own))
-        of = lambda own, name: f"{sum(own[name].values()):,}" if name in own else _NOTHING
+        of = lambda own, name: f"{sum(own[name].values()):,}" if name in own else NOTHING
         rows = [[name, *(of(own, name) for own in counts)] for name in names]
         rows.append(["all", *(f"{sum(sum(x.values()) for x in own.values()):,}" for own in counts)])
         parts.append(table(["module", *(other.label for other in runs)], rows, numbers=len(runs)))
@@ -262,7 +185,7 @@ def parameters(runs: Sequence[Contents]) -> Html:
     for name, own in {**_by_module(run), "all": {key: x.size for key, x in run.parameters.items()}}.items():
         size, train = sum(own.values()), sum(size for key, size in own.items() if run.trained.get(key))
         state = "trained" if train == size else "frozen" if not train else f"{train:,} trained, the others frozen"
-        state = state if run.trained else _NOTHING
+        state = state if run.trained else NOTHING
         nbytes = sum(size * run.parameters[key].dtype.itemsize for key, size in own.items())
         part = tag("span", f"{size / total:.1%}", charts.share(size / total), class_="measured")
         rows.append([name, state, len(own), f"{size:,}", part, _bytes(nbytes)])
@@ -334,7 +257,7 @@ def origins(runs: Sequence[Contents]) -> Html:
             if left := account.get("left_out"):
                 taken.append(["left out (only there)", len(left)])
             parts.append(table(["", "arrays"], taken, numbers=1))
-            listed = ([name, x["origin"] or _NOTHING, _how(x)] for name, x in account["parameters"].items())
+            listed = ([name, x["origin"] or NOTHING, _how(x)] for name, x in account["parameters"].items())
             parts.append(details("Every array", table(["name", "origin", ""], listed)))
     return joined(parts)
 
@@ -346,7 +269,7 @@ def _how(parameter: dict[str, Any]) -> str:
 def every(runs: Sequence[Contents], x: str) -> list[tuple[str, Html]]:
     """All sections with their titles, in order."""
     return [
-        ("Evaluation", evaluations(runs)),
+        ("Evaluation", evaluations.section(runs)),
         ("Curves", curves(runs, x)),
         ("Pictures", pictures(runs)),
         ("Costs", cost_ledger(runs)),
