@@ -57,6 +57,12 @@ def text(model, ids, mask):
 
 SYSTEMS = {
     "smaug": {},
+    "fine-tuned": {
+        "task.kind": "multiple_choice",
+        "loss.mlm": 0.0,
+        "loss.mvm": 0.0,
+        "optimizer.trainable": ("recipe/.*",),
+    },
     "singularity": {
         **smaug.DENSE,
         **singularity.MODEL,
