@@ -25,6 +25,7 @@ setup(
         "sentencepiece>=0.2.1",
         "tokenizers>=0.22",
         "safetensors>=0.5",
+        "flatbuffers>=24",
         "ml-collections>=1.1",
         "clu>=0.0.12",
         "av>=17",

@@ -1,8 +1,10 @@
-"""Writes a run's text or image encoder as a Hugging Face folder: `python -m vlp_jax.export --workdir DIR --out DIR`.
+"""Writes a run's encoders for other programs: `python -m vlp_jax.export --workdir DIR --out DIR`.
 
-`transformers` loads it with equal outputs. Of text it is the encoder alone, as it embeds captions: the fusion's layers
-look at a video between their own, which no text model does. Of vision (`--tower vision`) it is the encoder, of a frame,
-or of a clip where it has VideoMAE's or TimeSformer's form, without decoder and projection.
+By default the text encoder as a Hugging Face folder, which `transformers` loads with equal outputs: the encoder alone,
+as it embeds captions, since the fusion's layers look at a video between their own, which no text model does. Of vision
+(`--tower vision`) it is the encoder, of a frame, or of a clip where it has VideoMAE's or TimeSformer's form, without
+decoder and projection. `--format stablehlo` writes both towers, embeddings and all, as programs that JAX runs without
+this package (vlp_jax/exporting/stablehlo.py).
 """
 
 import json
@@ -16,6 +18,7 @@ from safetensors import numpy as safetensors_numpy
 
 from vlp_jax import checkpoint, launch, runs, sharding
 from vlp_jax import config as config_lib
+from vlp_jax.exporting import stablehlo
 from vlp_jax.files import write_atomically
 from vlp_jax.input.sentence_piece import SentencePiece
 from vlp_jax.models import layers
@@ -45,6 +48,13 @@ _OF_CLIPS = ("videomae", "timesformer")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
+    if FLAGS.format == "stablehlo":
+        for flag in ("tower", "family"):
+            if FLAGS[flag].present:
+                raise UserError(
+                    f"--{flag}={FLAGS[flag].value} with --format=stablehlo: both towers are written, by the names of "
+                    f"this package; leave out --{flag}, or take --format=safetensors"
+                )
     families = FAMILIES[FLAGS.tower]
     family = FLAGS.family or families[0]
     if family not in families:
@@ -54,6 +64,12 @@ def main(argv: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: something is there already; name a new folder")
     run = runs.open_run(workdir, step, best=best)
+    if FLAGS.format == "stablehlo":
+        stablehlo.write(runs.recipe_alone(run), out)
+        print(
+            f"embed_video and embed_text of {run.config.name}, step {run.step}, in {out}; try python {out}/example.py"
+        )
+        return
     if FLAGS.tower == "vision":
         vision(run.config, run.params, family, out)
         print(f"the video encoder of {run.config.name}, step {run.step}, as {family} in {out}")
@@ -174,7 +190,13 @@ def cli() -> None:
     """Entry point: a UserError becomes one message and exit status 2."""
     flags.DEFINE_string("workdir", None, "Directory of a training run.", required=True)
     flags.DEFINE_string("out", None, "Folder to write, new or empty.", required=True)
-    flags.DEFINE_enum("tower", "text", list(FAMILIES), "Which encoder.")
+    flags.DEFINE_enum(
+        "format",
+        "safetensors",
+        ["safetensors", "stablehlo"],
+        "safetensors: one encoder, for transformers; stablehlo: both towers as programs, for JAX without this package.",
+    )
+    flags.DEFINE_enum("tower", "text", list(FAMILIES), "Which encoder, of --format=safetensors.")
     known = "; ".join(f"{tower}: {', '.join(families)}" for tower, families in FAMILIES.items())
     flags.DEFINE_string("family", None, f"Whose names the tensors get ({known}); the tower's first by default.")
     flags.DEFINE_string("checkpoint", None, "Step, or best; the newest intact one by default.")

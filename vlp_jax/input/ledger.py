@@ -36,6 +36,39 @@ def count_kinds(errors: Iterable[tuple[str, int]], most: int = 5) -> str:
     return "; ".join(listed) + (f"; and {rest} other reasons" if rest > 0 else "")
 
 
+def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], int, int]:
+    """What a ledger says, for those who only look: the last line of each clip, and the examples seen and bad so far.
+
+    A last line that is being written, or was cut short, is left out.
+
+    Raises:
+      UserError: the file is not a ledger.
+    """
+    _, clips, seen, bad = _parse(path)
+    return list(clips.values()), seen, bad
+
+
+def _parse(path: pathlib.Path) -> tuple[int, dict[tuple[str, str], dict[str, Any]], int, int]:
+    """Bytes of the whole lines, `(source, clip_id)` -> its last line, examples seen and bad."""
+    clips: dict[tuple[str, str], dict[str, Any]] = {}
+    seen = bad = 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            seen, bad = int(entry["seen"]), int(entry["bad"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{path}, line {number}: {line[:80]!r} is not a line of a ledger; move the file away to start a new one"
+            ) from e
+        if "clip_id" in entry:
+            # Ledgers of earlier versions name no source and count no examples.
+            entry = {"source": "input", "count": 1} | entry
+            clips[entry["source"], entry["clip_id"]] = entry
+    return len(whole), clips, seen, bad
+
+
 class Ledger:
     """Counts good and bad examples, and writes each bad clip to a JSON-lines file.
 
@@ -77,27 +110,13 @@ class Ledger:
         self._before = self.seen, self.bad  # what earlier processes saw, of clips that may have been repaired since
 
     def _resume(self, path: pathlib.Path) -> None:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        whole, self._clips, self.seen, self.bad = _parse(path)
+        if whole < path.stat().st_size:
             # The run was killed inside its last line; cut it off, or the next line would be glued to it.
             with path.open("r+b") as f:
-                f.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                self.seen, self.bad = int(entry["seen"]), int(entry["bad"])
-            except (ValueError, KeyError, TypeError) as e:
-                raise UserError(
-                    f"{path}, line {number}: {line[:80]!r} is not a line of a ledger; "
-                    "move the file away to start a new one"
-                ) from e
-            self._written = self.seen
-            if "clip_id" in entry:
-                # Ledgers of earlier versions name no source and count no examples.
-                entry = {"source": "input", "count": 1} | entry
-                self._clips[entry["source"], entry["clip_id"]] = entry
-                self._counted[entry["source"], entry["clip_id"]] = entry["count"]
+                f.truncate(whole)
+        self._written = self.seen
+        self._counted = {key: entry["count"] for key, entry in self._clips.items()}
 
     def add(self, host: HostBatch) -> None:
         """Counts a batch; padding rows count as nothing.

@@ -1,0 +1,1 @@
+"""Runs written out for programs that do not have this package."""
