@@ -155,7 +155,7 @@ def word_attention_figure(
 ) -> Figure:
     """Draws the frames of the clip and, one row a word, where it looks: brighter is more, grey cannot be looked at.
 
-    Each row is drawn on a scale of its own, up to the share of a patch that stands beside the word.
+    Each row is drawn on a scale of its own, up to the share of one patch that stands beside the word.
 
     Args:
       words: those to draw, by name, a word that occurs twice twice; all but [CLS] and [SEP] by default.
@@ -205,7 +205,7 @@ def _draw(frames: Any, values_WxTxN: np.ndarray, words: Sequence[str], title: st
     aside = {"rotation": 0, "ha": "right", "va": "center"}
     axes[0, 0].set_ylabel("clip", **aside)
     for axis, word, top in zip(axes[1:, 0], words, tops):
-        axis.set_ylabel(f"{word}\n(to {top:.2g})", **aside)
+        axis.set_ylabel(f"{word}\n(to {top:.1%})", **aside)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), _HEAT), ax=axes, shrink=min(0.9, 3 / rows), pad=0.03)
     bar.set_ticks([0, 1], labels=["0", "the row's\nlargest"])
     bar.set_label("share of the word's attention", labelpad=-18)
