@@ -3,6 +3,7 @@
 import datetime
 import json
 import struct
+import types
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from configs import smaug
 from tests.reporting.pages import Page
 from vlp_jax import checkpoint
 from vlp_jax import config as config_lib
+from vlp_jax.analysis import curves
 from vlp_jax.reporting import contents, html, sections
 from vlp_jax.types import UserError
 
@@ -93,6 +95,13 @@ def render(*workdirs, x="step"):
     return html.page(sections.title(runs[0]), sections.header(runs, now), sections.every(runs, x))
 
 
+def test_noisy_curves_of_many_points_have_their_average_too_and_costs_do_not():
+    steps = np.arange(60)
+    series = {"loss": (steps, np.sin(steps)), "flops": (steps, 1.0 * steps)}
+    run = types.SimpleNamespace(curves=curves.Curves(None, "a", series, 1), label="a")
+    assert str(sections.curves([run], "step")).count("<polyline") == 2 + 1
+
+
 def test_a_report_holds_all_that_the_workdir_does(make):
     text = render(make())
     page = Page(text)
@@ -118,7 +127,7 @@ def test_a_report_holds_all_that_the_workdir_does(make):
     # Curves of everything logged, one picture, and where the run started.
     for name in ("loss", "vtc", "examples", "flops", "device_hours"):
         assert f"\n{name}\n" in page.text
-    assert text.count("<polyline") == 2 * 2 + 3  # losses with their averages; costs as they are
+    assert text.count("<polyline") == 2 + 3  # losses, of too few points for an average; costs
     assert page.tags["img"] == 1 and page.loads[0].startswith("data:image/png;base64,iVBOR")
     assert "from runs/stage1, step 12" in page.text
     assert (

@@ -106,7 +106,7 @@ def test_rollout_is_the_product_of_the_layers_over_words_and_patches_together():
 def test_the_figure_has_a_row_for_each_word_and_greys_what_cannot_be_seen(loaded):
     clips = loaded.clips(1)
     found = analysis.word_attention(loaded, clips, "a large blue star spins, then a small red star fades")
-    draw = lambda *args, **more: analysis.word_attention_figure(loaded, clips, found, *args, **more).axes
+    draw = lambda *args, **more: analysis.draw_word_attention(loaded, clips, found, *args, **more).axes
     label = lambda axis: axis.get_ylabel().split("\n")[0]
     assert [label(axis) for axis in draw(["star", "large"])[0:9:3]] == ["clip", "large", "star"]
     axes = draw(layer=1, head=0)
@@ -121,7 +121,7 @@ def test_the_figure_has_a_row_for_each_word_and_greys_what_cannot_be_seen(loaded
 def test_what_is_not_there_is_refused_by_name(loaded, make_run, tmp_path):
     clips = loaded.clips(1)
     found = analysis.word_attention(loaded, clips)
-    draw = lambda *args, **more: analysis.word_attention_figure(loaded, clips, found, *args, **more)
+    draw = lambda *args, **more: analysis.draw_word_attention(loaded, clips, found, *args, **more)
     for call, message in [
         (lambda: analysis.word_attention(loaded, clips, clip=-1), "clip = -1: expected 0 to 0"),
         (lambda: analysis.word_attention(loaded, clips, "a circle " * 30), "longer than the 18 pieces"),

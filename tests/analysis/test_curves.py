@@ -35,6 +35,11 @@ def run(tmp_path):
     return log(tmp_path / "run", lines)
 
 
+@pytest.mark.parametrize(("points", "over"), [(1, 1), (16, 1), (50, 1), (51, 1.02), (500, 10)])
+def test_a_curve_is_averaged_over_a_fiftieth_of_its_points_and_a_short_one_not_at_all(points, over):
+    assert 1 / (1 - curves.weight_for(points)) == pytest.approx(over)
+
+
 def test_each_name_has_the_steps_that_logged_it(run):
     (one,) = analysis.read_curves(run)
     assert one.name == "run" and "step" not in one.series

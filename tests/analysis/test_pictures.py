@@ -44,7 +44,7 @@ def test_other_masks_come_of_another_seed_alone(loaded):
 
 def test_the_figure_shows_each_clip_in_four_rows(loaded):
     clips = loaded.clips(3)
-    figure = analysis.reconstruct_figure(loaded, clips, analysis.reconstruct(loaded, clips))
+    figure = analysis.draw_reconstruction(loaded, clips, analysis.reconstruct(loaded, clips))
     assert [len(block.axes) for block in figure.subfigs[:3]] == [12, 12, 12]
     first = figure.subfigs[0].axes[0].images[0].get_array()
     np.testing.assert_allclose(first, clips.batch.video[0, 0] / 255, atol=1e-6)

@@ -62,7 +62,7 @@ def test_whole_frames_that_are_hidden_stand_as_such(make_run, tmp_path):
 def test_the_figure_has_a_row_for_each_pruning_and_one_for_the_mask(loaded, clips):
     for masked, rows in ((False, ["clip", "after layer 0\n(50%)", "after layer 2\n(25%)"]), (True, None)):
         kept = analysis.kept_patches(loaded, clips, masked=masked)
-        figure = analysis.kept_patches_figure(loaded, clips, kept)
+        figure = analysis.draw_kept_patches(loaded, clips, kept)
         assert isinstance(figure, Figure)
         axes = figure.subfigs[0].axes
         assert [axis.get_ylabel() for axis in axes[::3]] == rows or (masked and len(axes) == 4 * 3)
@@ -93,13 +93,13 @@ def test_the_share_kept_of_a_kind_counts_patches_of_that_kind_alone():
     assert found.low <= found.kept <= found.high
     one = analysis.share_kept(kept, kind, [1])
     assert (one.patches, one.kept, one.chance) == (2, 0.5, 1 / 3) and one.low == one.high == 0.5
-    figure = analysis.share_kept_figure(types.SimpleNamespace(config=config.defaults(), title="a run"), {"all": found})
+    figure = analysis.draw_share_kept(types.SimpleNamespace(config=config.defaults(), title="a run"), {"all": found})
     assert figure.axes[0].get_yticklabels()[0].get_text() == "all (4 patches)"
     for call, message in [
         (lambda: analysis.share_kept(kept, kind[:1]), r"shape \(1, 1, 4\): expected \(2, 1, 4\)"),
         (lambda: analysis.share_kept(kept, ~visible), "none of the 7 patches"),
         (lambda: analysis.share_kept(kept, kind, []), "none of the 0 patches"),
-        (lambda: analysis.share_kept_figure(None, {}), "expected a kind or more"),
+        (lambda: analysis.draw_share_kept(None, {}), "expected a kind or more"),
     ]:
         with pytest.raises(UserError, match=message):
             call()

@@ -33,7 +33,7 @@ def test_scores_are_the_selectors_own_and_the_best_frames_are_kept(loaded):
 def test_the_figure_fills_the_bars_of_kept_frames_under_their_pictures(loaded):
     clips = loaded.clips(2)
     found = analysis.frame_selection(loaded, clips, clips.captions, clip=1)
-    axes = analysis.frame_selection_figure(loaded, clips, found).axes
+    axes = analysis.draw_frame_selection(loaded, clips, found).axes
     assert len(axes) == 3 and len(axes[0].images) == 3
     np.testing.assert_allclose(axes[0].images[2].get_array(), clips.batch.video[1, 2] / 255, atol=1e-6)
     for row, axis in enumerate(axes[1:]):
@@ -64,13 +64,13 @@ def test_runs_without_a_selector_are_refused_and_features_have_bars_alone(make_r
     loaded = analysis.load(tmp_path / "features")
     clips = loaded.clips(1)
     found = analysis.frame_selection(loaded, clips, clips.captions)
-    figure = analysis.frame_selection_figure(loaded, clips, found)
+    figure = analysis.draw_frame_selection(loaded, clips, found)
     assert len(figure.axes) == 1 and len(figure.axes[0].patches) == 3
     seen = analysis.word_attention(loaded, clips)
     assert seen.raw_FxAxWxTxN.shape[3:] == (3, 1)
     np.testing.assert_allclose(np.nansum(seen.raw_FxAxWxTxN, (3, 4)), 1, rtol=1e-5)
     with pytest.raises(UserError, match=r"precomputed features .* no frames to draw on"):
-        analysis.word_attention_figure(loaded, clips, seen)
+        analysis.draw_word_attention(loaded, clips, seen)
 
 
 FEATURES = {

@@ -75,14 +75,14 @@ def test_a_clip_that_does_not_decode_counts_as_missed(loaded, monkeypatch):
 
 
 def test_the_figure_has_a_line_for_each_knob_and_a_ring_around_the_own_setting(loaded, points):
-    figure = analysis.what_if_figure(loaded, points)
+    figure = analysis.draw_what_if(loaded, points)
     for axis, direction in zip(figure.axes, ("text_to_video", "video_to_text")):
         lines = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
         assert set(lines) == {"keep rate of pruning", "mask ratio"}
         own = sorted((point.gflops, point.recall[direction]) for point in points[:3])
         np.testing.assert_allclose(lines["keep rate of pruning"].get_xydata(), own)
     assert "GFLOPs" in figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel() == "R@1, %"
-    assert len(analysis.what_if_figure(loaded, points[:1]).axes) == 2
+    assert len(analysis.draw_what_if(loaded, points[:1]).axes) == 2
 
 
 def test_what_a_run_cannot_do_is_refused_by_the_knob(loaded, make_run, tmp_path):

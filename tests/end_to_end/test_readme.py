@@ -19,7 +19,7 @@ PYTHON = [command for command in COMMANDS if command.startswith("python -m ")]
 
 
 def test_the_readme_shows_commands_of_known_kinds_only():
-    assert PYTHON and set(COMMANDS) == set(PYTHON) | {"make quickstart", "make test"}
+    assert PYTHON and set(COMMANDS) == set(PYTHON) | {"make quickstart", "make test", "python towers/example.py"}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,8 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
         words[words.index("--workdir") + 1] = str(workdir)
         if own:
             words[words.index("all")] = "test"
+    elif module == "vlp_jax.export" and "stablehlo" in text:
+        words[words.index("--workdir") + 1], words[words.index("--out") + 1] = str(finished), str(tmp_path / "towers")
     elif module == "vlp_jax.export":
         post = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12, "steps": 1}
         assert run(command(tmp_path / "run", **post)).returncode == 0
@@ -126,6 +128,16 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
             assert done.returncode == 0, done.stderr
         # The quickstart ends at step 328, the miniature at 12.
         words = [word.replace("runs/quickstart", str(workdir)).replace("_328", "_12") for word in words]
+    elif module == "vlp_jax.search":
+        words[words.index("clips")] = str(clips)
+        words[words.index("--workdir") + 1] = str(finished)
+    elif module == "vlp_jax.report":
+        runs = {name: str(tmp_path / name) for name in ("a", "b", "c")}
+        for place in runs.values():
+            shutil.copytree(finished, place)
+        runs |= {"quickstart": runs["a"]}
+        words = [runs.get(word.removeprefix("runs/"), word) for word in words]
+        words = [str(tmp_path / word) if word == "compared.html" else word for word in words]
     elif module == "vlp_jax.plan":
         # The compiler for TPUs is an extra: the CPU's devices take their place.
         small = [flag for flag in command("")[5:] if flag.startswith("--config.") and "input.path" not in flag]
@@ -142,6 +154,9 @@ def test_command(text, tmp_path, shapes, clips, finished, command, run, request,
         pytest.fail(f"no miniature is known for {module}")
     done = run(words, **more)
     assert done.returncode == 0, done.stderr
+    if "stablehlo" in text:
+        done = run([sys.executable, str(tmp_path / "towers" / "example.py")])
+        assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_make_knows_every_target_that_the_readme_names():

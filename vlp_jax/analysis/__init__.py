@@ -1,26 +1,26 @@
 """A look inside: runs in, arrays and figures out; notebooks import this alone."""
 
-from vlp_jax.analysis.attention import WordAttention, word_attention, word_attention_figure
+from vlp_jax.analysis.attention import WordAttention, draw_word_attention, word_attention
 from vlp_jax.analysis.contrasts import Foil, MinimalPairs, draw_minimal_pairs, foils, minimal_pairs
 from vlp_jax.analysis.curves import Curves, draw_curves, read_curves, smooth
 from vlp_jax.analysis.curves import groups as curve_groups
 from vlp_jax.analysis.frontier import CostPoint, draw_frontier, pareto, read_points
 from vlp_jax.analysis.loading import Clips, Loaded, load
-from vlp_jax.analysis.pictures import Rebuilt, reconstruct, reconstruct_figure
+from vlp_jax.analysis.pictures import Rebuilt, draw_reconstruction, reconstruct
 from vlp_jax.analysis.principal import principal_components
 from vlp_jax.analysis.projection import draw_projection, project
 from vlp_jax.analysis.pruning import (
     Kept,
     Kind,
+    draw_kept_patches,
+    draw_share_kept,
     foreground,
     kept_patches,
-    kept_patches_figure,
     share_kept,
-    share_kept_figure,
 )
 from vlp_jax.analysis.retrieval import Answer, Retrieved, draw_queries, draw_similarity, retrieve
-from vlp_jax.analysis.selection import Selection, frame_selection, frame_selection_figure
-from vlp_jax.analysis.trade_off import Point, what_if, what_if_figure
+from vlp_jax.analysis.selection import Selection, draw_frame_selection, frame_selection
+from vlp_jax.analysis.trade_off import Point, draw_what_if, what_if
 from vlp_jax.analysis.word_errors import (
     MOVING_SHAPES,
     Confusions,
@@ -55,17 +55,21 @@ __all__ = [
     "difference",
     "draw_confusions",
     "draw_curves",
+    "draw_frame_selection",
     "draw_frontier",
+    "draw_kept_patches",
     "draw_minimal_pairs",
     "draw_projection",
     "draw_queries",
+    "draw_reconstruction",
+    "draw_share_kept",
     "draw_similarity",
+    "draw_what_if",
+    "draw_word_attention",
     "foils",
     "foreground",
     "frame_selection",
-    "frame_selection_figure",
     "kept_patches",
-    "kept_patches_figure",
     "load",
     "minimal_pairs",
     "pareto",
@@ -74,13 +78,9 @@ __all__ = [
     "read_curves",
     "read_points",
     "reconstruct",
-    "reconstruct_figure",
     "retrieve",
     "share_kept",
-    "share_kept_figure",
     "smooth",
     "what_if",
-    "what_if_figure",
     "word_attention",
-    "word_attention_figure",
 ]

@@ -144,7 +144,7 @@ def _observe(model, rows):
     return {**by_row, "frames": frames, "kept": clips.kept, "lead": 0 * own + clips.lead}
 
 
-def word_attention_figure(
+def draw_word_attention(
     loaded: Loaded,
     clips: Clips,
     found: WordAttention,

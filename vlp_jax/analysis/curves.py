@@ -160,15 +160,22 @@ def smooth(values: Any, weight: float) -> np.ndarray:
     return out
 
 
+def weight_for(points: int) -> float:
+    """The weight of the past with which `smooth` averages over about a fiftieth of a curve; 0 for up to 50 points,
+    which a moving average would only drag behind."""
+    return max(0.0, 1 - 50 / points) if points else 0.0
+
+
 def draw_curves(
-    runs: Sequence[Curves], names: Sequence[str] | None = None, *, x: str = "step", smoothing: float = 0.6
+    runs: Sequence[Curves], names: Sequence[str] | None = None, *, x: str = "step", smoothing: float | None = None
 ) -> Figure:
     """Draws one panel for each name, with a line for each run that logged it, in one colour throughout.
 
     Args:
       names: what to draw; the losses by default. `groups` says what there is.
       x: one of X_AXES.
-      smoothing: weight of the past in `smooth`; what was logged stands behind, faint. 0 draws that alone.
+      smoothing: weight of the past in `smooth`, by default `weight_for` each curve; what was logged stands behind,
+        faint. 0 draws that alone.
 
     Raises:
       UserError: no run, a name that no run logged, or as `Curves.along`.
@@ -196,16 +203,18 @@ def draw_curves(
             at, look = run.along(x, steps), run_style(number)
             # A single point makes no line.
             marker = "o" if len(steps) == 1 else None
-            if smoothing:
+            weight = weight_for(len(values)) if smoothing is None else smoothing
+            if weight:
                 axis.plot(at, values, **look, linewidth=1, alpha=0.3, marker=marker, markersize=3)
-            axis.plot(at, smooth(values, smoothing), **look, linewidth=1.6, marker=marker, markersize=3)
+            axis.plot(at, smooth(values, weight), **look, linewidth=1.6, marker=marker, markersize=3)
         axis.set_title(_LABELS.get(name, name), fontsize=10)
         axis.set_xlabel(X_AXES[x], fontsize=9)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    how = f"; lines are moving averages, weight of the past {smoothing:g}" if smoothing else ""
+    averaged = any(len(axis.lines) > len(runs) for axis in axes)
+    how = "; bold: moving average, faint: as logged" if averaged else ""
     figure.suptitle((runs[0].name if len(runs) == 1 else f"{len(runs)} runs") + how, fontsize=11)
     if len(runs) > 1:
         add_legend(figure, [run.name for run in runs])

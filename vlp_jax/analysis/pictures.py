@@ -78,7 +78,7 @@ def _rebuild(model, batch, seed):
     return result, masked_vision.patch_errors(result.predicted, model.target(batch.video, result.mask.hidden))
 
 
-def reconstruct_figure(loaded: Loaded, clips: Clips, rebuilt: Rebuilt) -> Figure:
+def draw_reconstruction(loaded: Loaded, clips: Clips, rebuilt: Rebuilt) -> Figure:
     """Draws what `reconstruct` gave, see `reconstruction`."""
     return reconstruction(loaded.config, clips.batch.video, rebuilt.result, clips.captions)
 

@@ -89,7 +89,7 @@ def _chosen(index_BxTxK, shape):
     return out.reshape(shape)
 
 
-def kept_patches_figure(loaded: Loaded, clips: Clips, kept: Kept) -> Figure:
+def draw_kept_patches(loaded: Loaded, clips: Clips, kept: Kept) -> Figure:
     """Draws, for each clip, the frames and one row for each pruning layer, where what has been dropped is faded.
 
     Of masked clips a row between them shows what the encoder was given. Of tubelets the first frame is drawn.
@@ -170,10 +170,10 @@ def share_kept(kept: Kept, kind_BxTxN: np.ndarray, rows: Sequence[int] | None = 
     return Kind(int(of_kind.sum()), float(share(pairs_Bx2)), low, high, float(left.sum() / shown.sum()))
 
 
-def share_kept_figure(loaded: Loaded, kinds: dict[str, Kind]) -> Figure:
+def draw_share_kept(loaded: Loaded, kinds: dict[str, Kind]) -> Figure:
     """Draws the share of each named kind of patches that pruning keeps, with its interval, against chance."""
     if not kinds:
-        raise UserError("share_kept_figure(kinds={}): expected a kind or more, each from share_kept")
+        raise UserError("draw_share_kept(kinds={}): expected a kind or more, each from share_kept")
     matplotlib.rcParams["font.size"] = 8
     figure = Figure(figsize=(5.6, 0.27 * len(kinds) + 1.2), layout="constrained")
     figure.suptitle(

@@ -67,7 +67,7 @@ def _select(model, rows):
     return frames, scores
 
 
-def frame_selection_figure(loaded: Loaded, clips: Clips, found: Selection) -> Figure:
+def draw_frame_selection(loaded: Loaded, clips: Clips, found: Selection) -> Figure:
     """Draws, below the frames of the clip, the softmax of the selector's scores as bars over time, one row a text.
 
     Kept frames have filled bars. Of precomputed features there are no frames to show, and the bars stand alone.

@@ -158,7 +158,7 @@ def _gflops(loaded: Loaded, embed, frames: int) -> float:
         return flops.count(function, setup.abstract.params, video, index).total / ways / 1e9
 
 
-def what_if_figure(loaded: Loaded, points: Sequence[Point]) -> Figure:
+def draw_what_if(loaded: Loaded, points: Sequence[Point]) -> Figure:
     """Draws R@1 against the GFLOPs of embedding a clip, one panel a direction, one line a knob.
 
     Some of a knob's values stand beside its line. Bands are 95% bootstrap intervals; a ring marks the setting that the

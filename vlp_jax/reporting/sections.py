@@ -16,7 +16,6 @@ from vlp_jax.reporting.html import NOTHING, Html, details, joined, picture, tabl
 from vlp_jax.telemetry import costs as costs_lib
 
 _CLIPS = 50  # bad ones listed
-_SMOOTHING = 0.6  # weight of the past in the averages of curves
 _NOISY = ("losses", "accuracy", "throughput")  # groups of curves that are averaged
 
 
@@ -99,10 +98,8 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
     if not lines:
         return tag("p", "No run has logged anything yet.")
     parts = [charts.legend([run.label for run in runs])] if runs[1:] else []
-    note = (
-        f"Faint: what was logged; bold: its moving average, weight of the past {_SMOOTHING:g}. Beside each name: the "
-    )
-    parts.append(tag("p", note, "last value logged.", class_="quiet"))
+    note = "As logged; of losses of more than 50 points faint, and bold their moving average over a fiftieth of them. "
+    parts.append(tag("p", note, "Beside each name: the last value logged.", class_="quiet"))
     for group, names in curves_lib.groups(list(lines.values())).items():
         drawn = []
         for name in names:
@@ -113,9 +110,9 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
                     continue
                 steps, values = run.series[name]
                 at = run.along(x, steps)
-                noisy = group in _NOISY and len(values) > 2
-                average = curves_lib.smooth(values, _SMOOTHING)
-                shown.append(charts.Line(number, at, average, values) if noisy else charts.Line(number, at, values))
+                weight = curves_lib.weight_for(len(values)) if group in _NOISY else 0
+                average = curves_lib.smooth(values, weight)
+                shown.append(charts.Line(number, at, average, values) if weight else charts.Line(number, at, values))
                 last.append(charts.short(values[-1]) if math.isfinite(values[-1]) else str(values[-1]))
             drawn.append(charts.figure(charts.chart(shown, curves_lib.X_AXES[x], name), name, " | ".join(last)))
         parts += [tag("h3", group.capitalize()), tag("div", *drawn, class_="charts")]
