@@ -2,6 +2,7 @@
 
 import fractions
 import importlib.util
+import json
 import math
 import pathlib
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlp_jax import config as config_lib
-from vlp_jax import sharding, state, validation
+from vlp_jax import knobs, sharding, state, validation
 from vlp_jax.types import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -186,6 +187,17 @@ def test_json_of_another_version_is_refused_by_the_key(tiny_config):
         config_lib.from_json(text.replace('"batch_size": 8,', ""))
     with pytest.raises(UserError, match=r"unknown config key 'batch_sizes'.*'batch_size'"):
         config_lib.from_json(text.replace('"batch_size": 8,', '"batch_size": 8, "batch_sizes": 8,'))
+
+
+def test_a_saved_config_may_lack_what_was_added_since_and_then_has_its_default(tiny_config):
+    saved = json.loads(config_lib.to_json(tiny_config()))
+    for key in knobs.ADDED:
+        *folders, name = key.split(".")
+        section = saved
+        for folder in folders:
+            section = section[folder]
+        del section[name]
+    assert config_lib.leaves(config_lib.from_json(json.dumps(saved))) == config_lib.leaves(tiny_config())
 
 
 def test_defaults_are_locked_and_fresh_each_time():

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from vlp_jax.knobs import ADDED
 from vlp_jax.knobs import defaults as defaults
 from vlp_jax.types import UserError
 
@@ -146,6 +147,8 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def from_json(text: str) -> ml_collections.ConfigDict:
     """Restores a config written by `to_json`; keys that this version lacks, and keys missing there, are refused.
 
+    Those of `knobs.ADDED` may be missing: the run did what their defaults do.
+
     Raises:
       UserError: the saved config and this version of the code do not have the same keys.
     """
@@ -170,7 +173,8 @@ def from_json(text: str) -> ml_collections.ConfigDict:
             mixture.setdefault(name, {})[knob] = value
     for name, values in mixture.items():
         add_source(config, name, **values)
-    missing = sorted(set(leaves(config)) - {key for key in leaves(config) if key.startswith("mixture.")} - set(saved))
+    own = {key for key in leaves(config) if not key.startswith("mixture.")}
+    missing = sorted(own - set(saved) - set(ADDED))
     if missing:
         raise UserError(
             f"the saved config lacks {', '.join(missing)}: it was written by another version of vlp_jax; "

@@ -2,6 +2,10 @@
 
 import ml_collections
 
+# Knobs that came after runs were saved, and whose defaults are what the code did before: a saved config may lack them,
+# so that runs of earlier versions still open and go on.
+ADDED = ("optimizer.ema_decays",)
+
 
 def defaults() -> ml_collections.ConfigDict:
     """Returns a locked ConfigDict holding every knob; this file is the reference of what each one means."""
