@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import struct
 import types
 import zlib
@@ -232,13 +233,41 @@ def test_what_is_damaged_is_said_and_the_rest_is_shown(make):
     (workdir / "evaluation" / "list.json").write_text("[1]")
     (workdir / "ledger.jsonl").write_text("no ledger\n")
     (workdir / "metrics.jsonl").write_text('{"step": 1}\nbroken\n{"step": 3}\n')
+    (workdir / "evaluation" / "retrieval_listed_40.json").write_text(json.dumps(result(intervals=[1, 2])))
+    (workdir / "init.json").write_text('{"source": "runs/sta')
     page = Page(render(workdir))
     for words in (
+        "evaluation/retrieval_listed_40.json is damaged (its intervals is [1, 2]); evaluate again",
+        "what it started from: init.json is damaged (Unterminated string", "Its account is damaged.",
         "evaluation/retrieval_torn_40.json is damaged", "evaluation/list.json is no result", "no bad clips: ",
         "metrics.jsonl:2: b'broken' is not a line of metrics",
     ):  # fmt: skip
         assert words in page.text
     assert page.row("text to video, R@1") == ["50.0 [40.0, 60.0]"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("intervals", {"text_to_video/R@1": 3.0}), ("intervals", {"text_to_video/R@1": ["a", "b"]}),
+        ("selected", "best"), ("by_type", [1]), ("by_type", {"color": {"accuracy": 1.0}}),
+        ("by_type", {"color": {"accuracy": 1.0, "count": 3, "interval": [1]}}),
+    ],
+)  # fmt: skip
+def test_a_result_of_another_form_is_left_out_and_said(make, part, value):
+    workdir = make()
+    (workdir / "evaluation" / "retrieval_odd_40.json").write_text(json.dumps(result(**{part: value})))
+    page = Page(render(workdir))
+    assert f"evaluation/retrieval_odd_40.json is damaged (its {part} is " in page.text
+    assert page.row("file") == ["retrieval_test_40.json"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"parameters": {}}', '{"source": "a", "parameters": {"x": {}}}', "\xff"])
+def test_an_account_of_another_form_is_said_and_nothing_claimed_of_the_start(make, text):
+    workdir = make()
+    (workdir / "init.json").write_bytes(text.encode("latin-1"))
+    page = Page(render(workdir))
+    assert "what it started from: init.json is damaged" in page.text and "random parameters" not in page.text
 
 
 def test_a_config_of_another_version_costs_the_config_alone(make):
@@ -262,6 +291,21 @@ def test_curves_can_be_drawn_over_what_was_spent(make):
     assert "model FLOPs" in Page(render(make(), x="flops")).text
 
 
+def test_a_run_without_the_x_axis_leaves_the_others_drawn_and_is_named(make, tmp_path):
+    first, young = make("first"), tmp_path / "young"
+    young.mkdir()
+    (young / "config.json").write_text(config_lib.to_json(smaug.get_config("tiny")))
+    metrics(young, [4, 8], loss=lambda step: 0.625)
+    for runs, number in (((first, young), 0), ((young, first), 1)):
+        text = render(*runs, x="seconds")
+        assert f'class="run{number} drawn"' in text and f'class="run{1 - number} drawn"' not in text
+        text = Page(text).text
+        assert "young is not drawn: x = 'seconds': " in text and "holds no checkpoint that says how many" in text
+        assert "first is not drawn" not in text and "0.625" in text  # its last loss can be told all the same
+    alone = render(young, x="seconds")
+    assert "young is not drawn" in alone and "<polyline" not in alone
+
+
 def test_reading_a_report_changes_nothing_in_the_workdir(make):
     workdir = make()
     with (workdir / "ledger.jsonl").open("a") as file:
@@ -279,3 +323,15 @@ def test_what_is_no_run_and_a_run_given_twice_are_refused(make, tmp_path):
     workdir = make()
     with pytest.raises(UserError, match="run is given twice"):
         contents.read([str(workdir), f"{workdir}/"], [workdir, workdir])
+    (tmp_path / "link").symlink_to(workdir)
+    for again in (tmp_path / "empty" / ".." / "run", tmp_path / "link"):
+        words = f"--compare={re.escape(str(again))} beside --workdir={workdir}: {workdir} is given twice"
+        with pytest.raises(UserError, match=words):
+            render(workdir, again)
+
+
+def test_the_flag_that_names_no_run_is_the_one_blamed(make, tmp_path):
+    workdir, nope = make(), tmp_path / "nope"
+    for given, flag in (((nope,), "--workdir"), ((workdir, nope), "--compare")):
+        with pytest.raises(UserError, match=f"^{flag}={nope}: there is no such folder; expected the workdir of a"):
+            render(*given)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from safetensors import numpy as safetensors_numpy
 
 from vlp_jax import checkpoint, launch, runs, sharding
 from vlp_jax import config as config_lib
-from vlp_jax.exporting import stablehlo
+from vlp_jax.analysis.loading import Loaded
+from vlp_jax.exporting import stablehlo, tensors
 from vlp_jax.files import write_atomically
 from vlp_jax.input.sentence_piece import SentencePiece
 from vlp_jax.models import layers
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out}: something is there already; name a new folder")
     run = runs.open_run(workdir, step, best=best)
     if FLAGS.format == "stablehlo":
-        stablehlo.write(runs.recipe_alone(run), out)
+        stablehlo.write(Loaded(workdir, runs.recipe_alone(run)), out)
         print(
             f"embed_video and embed_text of {run.config.name}, step {run.step}, in {out}; try python {out}/example.py"
         )
@@ -183,7 +183,7 @@ def _write(
     write_atomically(
         out / "config.json", json.dumps(kind.config_of(config, theirs) | dict(more or {}), indent=1).encode()
     )
-    safetensors_numpy.save_file(theirs, out / "model.safetensors", metadata={"format": "pt"})
+    tensors.write(out / "model.safetensors", theirs, {"format": "pt"})
 
 
 def cli() -> None:

@@ -29,12 +29,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: other runs follow --compare")
     say = launch.join_processes()
     with launch.open_workdir(FLAGS.workdir, say, only=NAME) as (workdir, _):
+        runs = contents.read([FLAGS.workdir, *others], [workdir, *map(folder_of, others)])
         out = pathlib.Path(FLAGS.out) if FLAGS.out else workdir / NAME
         if out.is_dir():
             raise UserError(f"--out={out} is a folder: expected the name of a file, such as {out / NAME}")
         if not out.parent.is_dir():
             raise UserError(f"--out={out}: there is no folder {out.parent}; make it first")
-        runs = contents.read([FLAGS.workdir, *others], [workdir, *map(folder_of, others)])
         now = datetime.datetime.now().astimezone()
         parts = sections.every(runs, FLAGS.x)
         page = html.page(sections.title(runs[0]), sections.header(runs, now), parts)

@@ -37,7 +37,8 @@ def test_a_trained_run_is_reported_alone_and_compared(finished, tmp_path, comman
         (["--out=/no/such/folder/page.html"], "there is no folder /no/such/folder"),
         (["--out=/tmp"], "--out=/tmp is a folder"),
         (["surplus"], "unexpected argument 'surplus'"),
-        (["--compare=/no/such/run"], "--workdir=/no/such/run: holds none of"),
+        (["--compare=/no/such/run"], "--compare=/no/such/run: there is no such folder"),
+        (["--workdir=/no/such/run"], "--workdir=/no/such/run: there is no such folder"),
         (["--x=hours"], "hours"),
     ],
 )

@@ -13,7 +13,8 @@ from safetensors import numpy as safetensors_numpy
 from configs import singularity, smaug
 from tests.analysis.conftest import make_run, shapes, workdir  # noqa: F401  (fixtures)
 from tests.end_to_end.conftest import environment, run  # noqa: F401  (fixtures)
-from vlp_jax import analysis, runs
+from vlp_jax import analysis
+from vlp_jax import config as config_lib
 from vlp_jax.exporting import stablehlo
 from vlp_jax.types import UserError
 
@@ -69,6 +70,7 @@ SYSTEMS = {
         **singularity.STAGES["stage2"],
         "input.frames": 3,
     },
+    "evaluated with more frames": {"evaluation.frames": 5},
 }
 
 
@@ -77,9 +79,10 @@ def test_the_numbers_are_the_models_in_a_process_without_this_package(make_run, 
     make_run(tmp_path / "run", SYSTEMS[system])
     loaded = analysis.load(tmp_path / "run")
     out = tmp_path / "out"
-    stablehlo.write(loaded.run, out)
+    stablehlo.write(loaded, out)
     random = np.random.default_rng(1)
-    clips = random.integers(0, 256, (5, 3, 16, 16, 3), np.uint8)
+    frames = SYSTEMS[system].get("evaluation.frames", 3)
+    clips = random.integers(0, 256, (5, frames, 16, 16, 3), np.uint8)
     ids, mask, _ = loaded.run.tokenizer.encode(["a small red circle", "", "a star spins, then it grows"])
     np.savez(out / "other.npz", video=clips, ids=ids, mask=mask)
     done = elsewhere(out)
@@ -89,7 +92,8 @@ def test_the_numbers_are_the_models_in_a_process_without_this_package(make_run, 
     np.testing.assert_allclose(there["video"], loaded.apply(video, clips), atol=1e-6)
     np.testing.assert_allclose(there["text"], loaded.apply(text, ids, mask), atol=1e-6)
     signature = json.loads((out / "signature.json").read_text())
-    assert signature["embed_video"]["video"]["shape"] == ["batch", 3, 16, 16, 3]
+    assert signature["embed_video"]["video"]["shape"] == ["batch", frames, 16, 16, 3]
+    assert signature["embed_video"]["video"]["frames"].startswith(f"the {frames} at the centres")
     assert signature["embed_text"]["ids"]["shape"] == ["batch", ids.shape[1]]
     assert (out / "tokenizer.model").read_bytes() == (tmp_path / "run" / "tokenizer.model").read_bytes()
     # Each tower has what it reads, and nothing of the other, of the fusion or of the decoder.
@@ -101,8 +105,7 @@ def test_the_numbers_are_the_models_in_a_process_without_this_package(make_run, 
 
 
 def test_the_example_fails_where_the_numbers_differ(workdir, tmp_path):  # noqa: F811
-    run = analysis.load(workdir).run  # noqa: F811
-    stablehlo.write(run, tmp_path)
+    stablehlo.write(analysis.load(workdir), tmp_path)
     file = tmp_path / "embed_text.safetensors"
     values = safetensors_numpy.load_file(file)
     safetensors_numpy.save_file({name: x * 1.01 for name, x in values.items()}, file)
@@ -111,9 +114,26 @@ def test_the_example_fails_where_the_numbers_differ(workdir, tmp_path):  # noqa:
     assert elsewhere(tmp_path).returncode == 1
 
 
+def test_the_example_compares_with_the_runs_own_model(workdir, tmp_path, monkeypatch):  # noqa: F811
+    loaded, build = analysis.load(workdir), stablehlo.recipe.build
+
+    def other(config, *args):  # the same parameters under another function
+        changed = config_lib.update(config.copy_and_resolve_references(), {"model.vision.activation": "quick_gelu"})
+        return build(changed, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stablehlo.recipe, "build", other)
+        stablehlo.write(loaded, tmp_path)
+    example = np.load(tmp_path / "example.npz")
+    np.testing.assert_allclose(example["video_embedding"], loaded.apply(video, example["video"]), atol=1e-6)
+    np.savez(tmp_path / "other.npz", **{name: example[name] for name in ("video", "ids", "mask")})
+    done = elsewhere(tmp_path)
+    assert done.returncode == 1 and "greatest difference" in done.stdout, done.stderr
+
+
 def test_bfloat16_runs_allow_their_rounding(make_run, tmp_path):  # noqa: F811
     make_run(tmp_path / "run", {"compute_dtype": "bfloat16"})
-    stablehlo.write(analysis.load(tmp_path / "run").run, tmp_path / "out")
+    stablehlo.write(analysis.load(tmp_path / "run"), tmp_path / "out")
     compared = json.loads((tmp_path / "out" / "signature.json").read_text())["example"]
     assert compared == {"platform": jax.default_backend(), "tolerance": 2e-2, "tolerance_elsewhere": 2e-2}
 
@@ -121,7 +141,7 @@ def test_bfloat16_runs_allow_their_rounding(make_run, tmp_path):  # noqa: F811
 def test_a_run_whose_embeddings_were_not_trained_is_refused(make_run, tmp_path):  # noqa: F811
     make_run(tmp_path / "run", {"loss.vtc": 0.0, "loss.vtm": 0.0, "model.selection.frames": 0})
     with pytest.raises(UserError, match=r"config\.loss\.vtc = 0.*take a run with config\.loss\.vtc above 0"):
-        stablehlo.write(runs.open_run(tmp_path / "run"), tmp_path / "out")
+        stablehlo.write(analysis.load(tmp_path / "run"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -140,3 +160,4 @@ def test_the_binary_writes_both_towers_and_refuses_flags_of_the_other_format(run
     names = {"embed_text.safetensors", "embed_text.stablehlo", "embed_video.safetensors", "embed_video.stablehlo"}
     names |= {"example.npz", "example.py", "signature.json", "tokenizer.model"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1

@@ -44,6 +44,7 @@ for form in VISION.values():
 def test_what_is_written_starts_the_same_image_encoder_again(create, tmp_path, family):
     config, params = create(VISION[family])
     export.vision(config, params, family, tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1  # as readable as each other
     there = json.loads((tmp_path / "out" / "config.json").read_text())
     assert there["model_type"] in (family, "clip_vision_model") and there["image_size"] == 24
     other, fresh = create({**VISION[family], "model.vision.init_from": str(tmp_path / "out")}, seed=1)

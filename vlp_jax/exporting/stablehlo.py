@@ -1,4 +1,4 @@
-"""A run's two towers as StableHLO programs, for any program that has JAX: `write(run, out)`.
+"""A run's two towers as StableHLO programs, for any program that has JAX: `write(loaded, out)`.
 
 The parameters lie beside the programs, as their argument, not inside as constants: with 342 MB of constants the video
 tower of base size takes 27 s and 4.7 GB to its first result on two CPU cores, with an argument 13 s and 2.6 GB.
@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import export
-from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint, runs, sharding
+from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
+from vlp_jax.analysis.loading import Loaded
+from vlp_jax.exporting import tensors
 from vlp_jax.files import write_atomically
 from vlp_jax.input.wordpiece import WordPiece
 from vlp_jax.recipes import recipe
@@ -28,20 +29,22 @@ _TOLERANCE = 1e-5  # of a unit embedding, between a float32 program and the same
 _ROUNDED = 2e-2  # in bfloat16, whose roundings XLA places anew in each program, and in other platforms' TF32
 
 
-def write(run: runs.Run, out: pathlib.Path) -> None:
+def write(loaded: Loaded, out: pathlib.Path) -> None:
     """Writes `embed_video` and `embed_text` of a run, each as a program and its parameters, with an example.
 
     `out` then holds, for both, NAME.stablehlo (a serialised `jax.export.Exported` of `(parameters, batch)`, for any
     number of clips or texts, on CPU, CUDA and TPU) and NAME.safetensors; the tokenizer; signature.json, which says what
-    goes in and what comes out; example.py and its example.npz.
+    goes in and what comes out; example.py and its example.npz, whose embeddings the run's own model gave. Clips have as
+    many frames as `vlp_jax.evaluate` gives it.
 
     Args:
-      run: of pre-training, or the recipe of a task's (`runs.recipe_alone`).
+      loaded: a run of pre-training, or the recipe of a task's.
       out: made here.
 
     Raises:
       UserError: its embeddings are not there or were not trained.
     """
+    run = loaded.run
     config = run.config.copy_and_resolve_references()
     if not config.loss.vtc:
         raise UserError(
@@ -61,7 +64,7 @@ def write(run: runs.Run, out: pathlib.Path) -> None:
     def embed_text(leaves: Any, ids: Any, mask: Any) -> jax.Array:
         return nnx.merge(graph, jax.tree.unflatten(structure, leaves)).embed_text(ids, mask)
 
-    form, dtype = config_lib.clip_form(config.input)
+    form, dtype = config_lib.clip_form(config_lib.evaluated_input(config))
     ids, mask, _ = run.tokenizer.encode(list(TEXTS))
     random = np.random.default_rng(0)
     numbers = random.integers(0, 256, (2, *form)) if dtype == "uint8" else random.normal(size=(2, *form))
@@ -70,17 +73,25 @@ def write(run: runs.Run, out: pathlib.Path) -> None:
     _tower("embed_video", embed_video, params, (video,), out)
     _tower("embed_text", embed_text, params, (ids, mask), out)
 
-    leaves = list(params.values())
+    # By the run's own model, not by what was exported: else the example could only agree with itself.
     expected = {
-        "video_embedding": np.asarray(jax.jit(embed_video)(leaves, video)),
-        "text_embedding": np.asarray(jax.jit(embed_text)(leaves, ids, mask)),
+        "video_embedding": loaded.apply_rows(_embed_video, video),
+        "text_embedding": loaded.apply_rows(_embed_text, (ids, mask)),
     }
     inputs = {"video": video, "ids": ids, "mask": mask}
     np.savez_compressed(out / "example.npz", allow_pickle=False, **inputs, **expected)
     (out / run.tokenizer.file_name).write_bytes(run.tokenizer.serialized())
-    write_atomically(out / "signature.json", json.dumps(_signature(run, expected), indent=1).encode())
+    write_atomically(out / "signature.json", json.dumps(_signature(loaded, expected), indent=1).encode())
     example = pathlib.Path(__file__).with_name("example.py")
     write_atomically(out / example.name, example.read_bytes())
+
+
+def _embed_video(model: Any, video: jax.Array) -> jax.Array:
+    return model.embed_video(video)
+
+
+def _embed_text(model: Any, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return model.embed_text(*text)
 
 
 def _tower(
@@ -100,12 +111,13 @@ def _tower(
     batch = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in example]
     exported = export.export(jax.jit(of_used), platforms=PLATFORMS)({name: shapes[name] for name in used}, *batch)
     write_atomically(out / f"{name}.stablehlo", bytes(exported.serialize()))
-    safetensors_numpy.save_file({name: params[name] for name in used}, out / f"{name}.safetensors")
+    tensors.write(out / f"{name}.safetensors", {name: params[name] for name in used})
 
 
-def _signature(run: runs.Run, expected: dict[str, np.ndarray]) -> dict[str, Any]:
+def _signature(loaded: Loaded, expected: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the programs take and give, for whoever prepares their inputs."""
-    c, t = run.config.input, run.tokenizer
+    run = loaded.run
+    c, t = config_lib.evaluated_input(run.config), run.tokenizer
     form, dtype = config_lib.clip_form(c)
     frames = f"the {c.frames} at the centres of as many equal intervals of the clip: frames (edges[i] + edges[i + 1]) "
     frames += f"// 2 of n, edges[i] = i * n // {c.frames}"

@@ -39,7 +39,7 @@ class Contents:
       pictures: name -> PNG.
       bad_clips: last line of each clip in its ledgers.
       seen, bad: examples so far, of all its processes.
-      origins: what it started from: tower, or '' for a whole run -> init.json's account.
+      origins: what it started from: tower, or '' for a whole run -> init.json's account; None where that is damaged.
       changed: when it last logged or saved something.
       missing: one sentence for each thing that is not there.
     """
@@ -60,7 +60,7 @@ class Contents:
     bad_clips: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     seen: int = 0
     bad: int = 0
-    origins: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] | None = dataclasses.field(default_factory=dict)
     changed: datetime.datetime | None = None
     missing: list[str] = dataclasses.field(default_factory=list)
 
@@ -87,18 +87,24 @@ def read(workdirs: Sequence[str], folders: Sequence[pathlib.Path]) -> list[Conte
     Raises:
       UserError: one is given twice, or holds no run.
     """
+    flags = [f"{flag}={text}" for flag, text in zip(["--workdir", *["--compare"] * len(workdirs)], workdirs)]
+    resolved = [folder.resolve() for folder in folders]
+    for number, folder in enumerate(resolved):
+        if folder in resolved[:number]:
+            first = flags[resolved.index(folder)]
+            raise UserError(f"{flags[number]} beside {first}: {folder} is given twice; expected different runs")
+    parts = (workdir_lib.CONFIG_FILE, METRICS_FILE, workdir_lib.CHECKPOINTS)
+    for flag, folder in zip(flags, folders, strict=True):
+        if not any((folder / name).exists() for name in parts):
+            why = f"holds none of {', '.join(parts)}" if folder.is_dir() else "there is no such folder"
+            raise UserError(f"{flag}: {why}; expected the workdir of a training run")
     texts = [text.rstrip("/") for text in workdirs]
-    if twice := [text for number, text in enumerate(texts) if text in texts[:number]]:
-        raise UserError(f"workdir {twice[0]} is given twice: expected different runs")
     last = [text.rpartition("/")[2] for text in texts]
     labels = last if len(set(last)) == len(last) else texts
     return [_read(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
 def _read(folder: pathlib.Path, label: str) -> Contents:
-    parts = (workdir_lib.CONFIG_FILE, METRICS_FILE, workdir_lib.CHECKPOINTS)
-    if not any((folder / name).exists() for name in parts):
-        raise UserError(f"--workdir={folder}: holds none of {', '.join(parts)}; expected the workdir of a training run")
     found = Contents(label, folder)
     _read_checkpoints(found)
     file = folder / workdir_lib.CONFIG_FILE
@@ -116,10 +122,7 @@ def _read(folder: pathlib.Path, label: str) -> Contents:
             continue
         found.bad_clips += clips
         found.seen, found.bad = found.seen + seen, found.bad + bad
-    file = folder / workdir_lib.INIT
-    if file.is_file():
-        account = json.loads(file.read_text())
-        found.origins = {"": account} if "parameters" in account else account
+    _read_origins(found)
     return found
 
 
@@ -184,10 +187,46 @@ def _read_evaluations(found: Contents) -> None:
         except ValueError as error:
             found.missing.append(f"evaluation/{path.name} is damaged ({error}); evaluate again")
             continue
-        if isinstance(result, dict) and "task" in result:
-            found.evaluations[path.name] = result
-        else:
+        if not isinstance(result, dict) or "task" not in result:
             found.missing.append(f"evaluation/{path.name} is no result of vlp_jax.evaluate: left out")
+        elif odd := _odd(result):
+            found.missing.append(f"evaluation/{path.name} is damaged ({odd}); evaluate again")
+        else:
+            found.evaluations[path.name] = result
     found.pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
     if not found.evaluations:
         found.missing.append("no evaluation: `python -m vlp_jax.evaluate --workdir ...` makes one")
+
+
+def _odd(result: dict[str, Any]) -> str:
+    """Which of the parts of a result that have a form of their own has another one, and which; '' for none."""
+    selected, intervals, by_type = result.get("selected"), result.get("intervals", {}), result.get("by_type", {})
+    is_bound = lambda x: x is None or isinstance(x, (int, float))
+    is_interval = lambda x: x is None or (isinstance(x, list) and len(x) == 2 and all(map(is_bound, x)))
+    is_row = lambda x: isinstance(x, dict) and {"accuracy", "count"} <= x.keys() and is_interval(x.get("interval"))
+    good = {
+        "selected": not selected or (isinstance(selected, dict) and "select_by" in selected),
+        "intervals": isinstance(intervals, dict) and all(map(is_interval, intervals.values())),
+        "by_type": isinstance(by_type, dict) and all(map(is_row, by_type.values())),
+    }
+    return ", ".join(f"its {name} is {str(result[name])[:80]}" for name in good if not good[name])
+
+
+def _read_origins(found: Contents) -> None:
+    file = found.folder / workdir_lib.INIT
+    if not file.is_file():
+        return
+    try:
+        account = json.loads(file.read_text())
+        origins = {"": account} if "parameters" in account else account
+        whole = all(
+            "source" in own and all({"origin", "shape", "origin_shape"} <= x.keys() for x in own["parameters"].values())
+            for own in origins.values()
+        )
+        if not whole:
+            raise ValueError("it lacks source, origin or shapes")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # no JSON, or of another form
+        found.origins = None
+        found.missing.append(f"what it started from: {file.name} is damaged ({error})")
+        return
+    found.origins = origins

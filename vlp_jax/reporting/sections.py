@@ -14,6 +14,7 @@ from vlp_jax.reporting import charts, evaluations
 from vlp_jax.reporting.contents import Contents
 from vlp_jax.reporting.html import NOTHING, Html, details, joined, picture, table, tag
 from vlp_jax.telemetry import costs as costs_lib
+from vlp_jax.types import UserError
 
 _CLIPS = 50  # bad ones listed
 _NOISY = ("losses", "accuracy", "throughput")  # groups of curves that are averaged
@@ -100,7 +101,13 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
     parts = [charts.legend([run.label for run in runs])] if runs[1:] else []
     note = "As logged; of losses of more than 50 points faint, and bold their moving average over a fiftieth of them. "
     parts.append(tag("p", note, "Beside each name: the last value logged.", class_="quiet"))
-    for group, names in curves_lib.groups(list(lines.values())).items():
+    places: dict[int, dict[str, Any]] = {}  # run -> name -> where its points lie on the x axis
+    for number, run in lines.items():
+        try:
+            places[number] = {name: run.along(x, steps) for name, (steps, _) in run.series.items()}
+        except UserError as error:  # the other runs can be drawn
+            parts.append(tag("div", f"{runs[number].label} is not drawn: {error}", class_="missing"))
+    for group, names in curves_lib.groups([lines[number] for number in places]).items():
         drawn = []
         for name in names:
             shown, last = [], []
@@ -108,12 +115,13 @@ def curves(runs: Sequence[Contents], x: str) -> Html:
                 if name not in run.series:
                     last.append(NOTHING)
                     continue
-                steps, values = run.series[name]
-                at = run.along(x, steps)
-                weight = curves_lib.weight_for(len(values)) if group in _NOISY else 0
+                _, values = run.series[name]
+                last.append(charts.short(values[-1]) if math.isfinite(values[-1]) else str(values[-1]))
+                if number not in places:
+                    continue
+                at, weight = places[number][name], curves_lib.weight_for(len(values)) if group in _NOISY else 0
                 average = curves_lib.smooth(values, weight)
                 shown.append(charts.Line(number, at, average, values) if weight else charts.Line(number, at, values))
-                last.append(charts.short(values[-1]) if math.isfinite(values[-1]) else str(values[-1]))
             drawn.append(charts.figure(charts.chart(shown, curves_lib.X_AXES[x], name), name, " | ".join(last)))
         parts += [tag("h3", group.capitalize()), tag("div", *drawn, class_="charts")]
     return joined(parts)
@@ -244,8 +252,9 @@ def origins(runs: Sequence[Contents]) -> Html:
         if runs[1:]:
             parts.append(tag("h3", run.label))
         if not run.origins:
-            parts.append(tag("p", "It started from random parameters."))
-        for tower, account in run.origins.items():
+            known = "It started from random parameters." if run.origins is not None else "Its account is damaged."
+            parts.append(tag("p", known))
+        for tower, account in (run.origins or {}).items():
             step = f", step {account['step']}" if account.get("step") is not None else ""
             of = f"{tower}: " if tower else ""
             parts.append(tag("p", f"{of}from {account['source']}{step}"))
