@@ -164,14 +164,15 @@ class Store:
         Raises:
           UserError: as `open`.
         """
-        for attempt in range(_TRIES):
+        tries = 0
+        while True:
             try:
                 store = cls.open(folder)
                 return None if store is None else (store, *store.matrix())
             except _Vanished:
-                if attempt == _TRIES - 1:
+                tries += 1
+                if tries == _TRIES:
                     raise
-        raise AssertionError("unreachable")
 
     def _take(self, line: dict[str, Any]) -> None:
         self._lines += 1

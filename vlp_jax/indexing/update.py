@@ -290,7 +290,10 @@ def _why(error: Exception) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether an error is of the machine, such as a slow one or one out of memory, and not of the file's content."""
+    """Whether an error is of the machine, such as a slow one or one out of memory, and not of the file's content.
+
+    Time limits of the decoder and of `windows.end_of` are told by their text.
+    """
     while error:
         if isinstance(error, (MemoryError, av.error.ExitError)):  # the second: libav gave up at the time limit
             return True
