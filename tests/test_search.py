@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -125,7 +128,7 @@ def test_more_like_a_clip_finds_its_twin_and_not_itself(call, videos, tmp_path):
     ("flags", "message"),
     [
         ({"videos": "/nowhere"}, "--videos=/nowhere: no such folder"),
-        ({"query": "  "}, "the query is empty"),
+        ({"query": "  "}, "--query='  ': the query is empty"),
         ({"query": "a", "like": "b"}, "--query and --like: expected one of them"),
         ({"query": "a", "index_only": True}, "--query and --index_only"),
         ({"json": True}, "--json: expected --query"),
@@ -134,6 +137,8 @@ def test_more_like_a_clip_finds_its_twin_and_not_itself(call, videos, tmp_path):
         ({"query": "a", "batch_size": 0}, "--batch_size=0"),
         ({"query": "a", "window": -1.0}, "--window=-1: expected seconds"),
         ({"query": "a", "stride": 0.0}, "--stride=0 with --window=10"),
+        ({"query": "a", "window": 1e-7}, "--window=1e-07: expected seconds, 0.1 or more; 0 takes whole videos"),
+        ({"query": "a", "stride": 1e-7}, "--stride=1e-07 with --window=10: expected seconds, 0.1 or more"),
         ({"query": "a", "window": 2.0, "stride": 3.0}, "--stride=3 with --window=2"),
         ({"query": "a", "update": False}, "--noupdate: .* holds no index yet"),
         ({"reindex": True, "update": False}, "--reindex --noupdate"),
@@ -147,6 +152,86 @@ def test_more_like_a_clip_finds_its_twin_and_not_itself(call, videos, tmp_path):
 def test_what_makes_no_sense_is_refused_with_the_way_out(call, flags, message):
     with pytest.raises(UserError, match=message):
         call(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"query": "a", "html": "/nonexist/a.html"}, "--html=/nonexist/a.html: no folder /nonexist"),
+        ({"query": "a", "html": "{videos}"}, "--html={videos}: a folder; expected a file's name"),
+        ({"query": "a", "html": ""}, "--html=: expected a file's name"),
+        ({"query": ""}, "--query='': the query is empty"),
+        ({"like": "nofile"}, "--like=nofile: no such file"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_anything_is_loaded_or_indexed(call, videos, flags, message):
+    flags = {name: value.format(videos=videos) for name, value in flags.items()}
+    with pytest.raises(UserError, match=re.escape(message.format(videos=videos))):
+        call(loaded=None, **flags)
+    assert not (videos / search.INDEX).exists() and not list(videos.parent.glob("*.part"))
+
+
+def test_a_broken_link_is_no_reason_to_refuse_a_query(call, videos, monkeypatch):
+    (videos / "link.mp4").symlink_to(videos / "nowhere")
+    call(index_only=True)
+    shown = call(query="a", json=True)
+    assert json.loads(shown.out)["index"]["again"] == 1 and "warning" not in shown.err
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1])\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(60)"
+    )
+    held = [sys.executable, "-c", code, str(videos / search.INDEX / "lock")]
+    with subprocess.Popen(held, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        shown = call(query="a", json=True)
+        other.kill()
+    assert len(json.loads(shown.out)["results"]) == 4
+    assert "warning: 1 files that could not be read are not tried again now" in shown.err
+    assert "being written by another process" in shown.err
+    real = open
+
+    def read_only(path, mode="r", *args, **kwargs):
+        if search.INDEX in str(path) and mode not in ("r", "rb"):
+            raise OSError(30, "Read-only file system")
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    shown = call(query="a", json=True)
+    assert len(json.loads(shown.out)["results"]) == 4 and "Read-only file system" in shown.err
+
+
+def test_an_index_made_anew_while_the_model_loads_costs_a_query_nothing(call, videos, loaded, monkeypatch):
+    call(index_only=True)
+    real = search.bring_up_to_date
+
+    def late(searcher, before, folder):
+        store = search.Store.open(folder)
+        search.Store.create(folder, store.settings, store.width)  # another process, with --reindex
+        return real(searcher, before, folder)
+
+    monkeypatch.setattr(search, "bring_up_to_date", late)
+    assert len(json.loads(call(query="a", json=True).out)["results"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.update(width=7), "embeddings of 7 numbers"),
+        (lambda header: header["settings"].pop("weights"), "its setting weights is None"),
+        (lambda header: header["settings"].update(window="ten"), "its setting window is 'ten'"),
+    ],
+)
+def test_damage_that_still_parses_is_told_with_the_way_out(call, videos, change, message):
+    call(index_only=True)
+    manifest = videos / search.INDEX / "manifest.jsonl"
+    first, rest = manifest.read_text().split("\n", 1)
+    header = json.loads(first)
+    change(header)
+    manifest.write_text(json.dumps(header) + "\n" + rest)
+    with pytest.raises(UserError, match=f"is damaged .*{message}") as error:
+        call(query="a")
+    assert "--reindex makes it anew" in str(error.value)
+    assert json.loads(call(query="a", reindex=True, json=True).out)["index"]["new"] == 5
 
 
 def test_a_folder_without_videos_is_refused_and_costs_an_index_nothing(call, videos, tmp_path):

@@ -22,8 +22,8 @@ from vlp_jax.files import write_atomically
 from vlp_jax.indexing import folder as folder_lib
 from vlp_jax.indexing import sheet, update, windows
 from vlp_jax.indexing.gallery import Gallery, Hit
-from vlp_jax.indexing.searcher import Query, Searcher
-from vlp_jax.indexing.store import Store, lock
+from vlp_jax.indexing.searcher import EMPTY, Query, Searcher, like_file
+from vlp_jax.indexing.store import Locked, Store, damaged, lock
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.text import visible
 from vlp_jax.types import UserError
@@ -33,6 +33,12 @@ FLAGS = flags.FLAGS
 INDEX = ".vlp_jax_index"
 _WINDOW = 10.0  # seconds, of a new index
 _LISTED = 20  # bad files
+_SHORTEST = 0.1  # seconds of a window, or from one to the next
+_SETTINGS: dict[str, Any] = {  # of an index
+    **dict.fromkeys(("model", "weights", "videos"), str),
+    **dict.fromkeys(("frames", "image_size"), int),
+    **dict.fromkeys(("window", "stride"), (int, float)),
+}
 _HELP = """a text          finds the clips that show it
 :like PATH[@TIME]   finds clips like this file, or like the window around a time of it (75 or 1:15)
 :top N              shows N of them
@@ -47,17 +53,29 @@ def chosen_windows(stored: dict[str, Any]) -> tuple[float, float]:
     """Seconds of window and stride by the flags; those of an index that is there, by default."""
     window = FLAGS.window if FLAGS.window is not None else stored.get("window", _WINDOW)
     stride = FLAGS.stride if FLAGS.stride is not None else stored.get("stride", window)
-    if not 0 <= window < math.inf:
-        raise UserError(f"--window={window:g}: expected seconds; 0 takes whole videos")
-    if window and not 0 < stride <= window:
+    if window and not _SHORTEST <= window < math.inf:
+        raise UserError(f"--window={window:g}: expected seconds, {_SHORTEST:g} or more; 0 takes whole videos")
+    if window and not _SHORTEST <= stride <= window:
         raise UserError(
-            f"--stride={stride:g} with --window={window:g}: expected seconds above 0, and no more than a window's: "
-            "what lies between two windows would not be found"
+            f"--stride={stride:g} with --window={window:g}: expected seconds, {_SHORTEST:g} or more, and no more than "
+            "a window's: what lies between two windows would not be found"
         )
     return window, stride
 
 
-def check(store: Store, settings: dict[str, Any], videos: str) -> None:
+def opened(folder: pathlib.Path) -> tuple[Store, Gallery] | None:
+    """The index of a folder, and its windows; None where there is none."""
+    there = Store.read(folder)
+    if there is None:
+        return None
+    store, entries, matrix = there
+    for name, kind in _SETTINGS.items():
+        if not isinstance(store.settings.get(name), kind):
+            raise UserError(damaged(folder, f"its setting {name} is {store.settings.get(name)!r}"))
+    return store, Gallery(entries, matrix)
+
+
+def check(store: Store, settings: dict[str, Any], videos: str, width: int) -> None:
     """Refuses an index of another model, or of other windows: their embeddings do not compare."""
     ways = f"--reindex makes it anew, --index=DIR makes another one; {store.folder} stays as it is until then"
     theirs = store.settings
@@ -72,6 +90,8 @@ def check(store: Store, settings: dict[str, Any], videos: str) -> None:
             f"the index {store.folder} is by {theirs['model']} ({said[0]}), --workdir={FLAGS.workdir} holds "
             f"{settings['model']} ({said[1]}), and embeddings of two models do not compare: {ways}"
         )
+    if store.width != width:
+        raise UserError(damaged(store.folder, f"it has embeddings of {store.width} numbers, and its model of {width}"))
     for name in ("window", "stride"):
         if theirs[name] != settings[name]:
             raise UserError(
@@ -80,15 +100,21 @@ def check(store: Store, settings: dict[str, Any], videos: str) -> None:
             )
 
 
-def bring_up_to_date(searcher: Searcher, store: Store | None, folder: pathlib.Path) -> tuple[Store, dict[str, int]]:
-    """Embeds what is new, into the index or a new one; returns it, and how many files were done what with."""
-    videos, own = searcher.videos, searcher.settings(folder)
-    if store:
-        check(store, own, videos)
+def bring_up_to_date(
+    searcher: Searcher, before: tuple[Store, Gallery] | None, folder: pathlib.Path
+) -> tuple[Store, Gallery, dict[str, int]]:
+    """Embeds what is new, into the index or a new one.
+
+    Returns:
+      The index, its windows, and how many files were done what with.
+    """
+    videos, own, width = searcher.videos, searcher.settings(folder), searcher.loaded.config.model.projection
+    if before:
+        check(before[0], own, videos, width)
     if not FLAGS.update:
-        if store is None:
+        if before is None:
             raise UserError(f"--noupdate: {folder} holds no index yet; leave the flag out to make it")
-        return store, {}
+        return *before, {}
     found = folder_lib.find(videos)
     for name, why in found.unreadable.items():
         say(f"warning: {visible(os.path.normpath(os.path.join(videos, name)))} cannot be listed: {why}")
@@ -96,24 +122,32 @@ def bring_up_to_date(searcher: Searcher, store: Store | None, folder: pathlib.Pa
         raise UserError(
             f"--videos={videos}: no video below it; names are expected to end in {' '.join(folder_lib.VIDEOS)}"
         )
-    todo = update.plan(store.entries if store else {}, found)
-    if store is None or todo:
-        with lock(folder):
-            # Another process may have written since.
-            store = None if FLAGS.reindex else Store.open(folder)
-            store = store or Store.create(folder, own, searcher.loaded.config.model.projection)
-            check(store, own, videos)
-            todo = update.plan(store.entries, found)
-            embed_new(searcher, store, found, todo)
-    counts = {name: len(getattr(todo, name)) for name in ("new", "changed", "moved", "removed")}
-    return store, {**counts, "unchanged": len(found.files) - counts["new"] - counts["changed"] - counts["moved"]}
+    todo = update.plan(before[0].entries if before else {}, found)
+    if before is None or todo or todo.again:
+        try:
+            with lock(folder):
+                # Another process may have written since.
+                there = None if FLAGS.reindex else opened(folder)
+                store = there[0] if there else Store.create(folder, own, width)
+                check(store, own, videos, width)
+                todo = update.plan(store.entries, found)
+                embed_new(searcher, store, found, todo)
+                before = store, Gallery(*store.matrix())
+        except (Locked, OSError) as error:
+            if before is None or todo:
+                raise
+            say(f"warning: {len(todo.again):,} files that could not be read are not tried again now: {error}")
+            todo = dataclasses.replace(todo, again=[])
+    counts = {name: len(getattr(todo, name)) for name in ("new", "changed", "moved", "removed", "again")}
+    unchanged = len(found.files) - counts["new"] - counts["changed"] - counts["moved"]
+    return *before, {**counts, "unchanged": unchanged}
 
 
 def embed_new(searcher: Searcher, store: Store, found: folder_lib.Found, todo: update.Plan) -> None:
     """Updates the index, with progress; Ctrl-C ends the process, and says that nothing is lost."""
     mesh = searcher.loaded.run.setup.mesh
     ways = mesh.size // mesh.shape["tensor"]
-    count = len(todo.new) + len(todo.changed)
+    count = len(todo.new) + len(todo.changed) + len(todo.again)
     # A few new files are no reason to compute a whole batch.
     few = max(8, 1 << (count - 1).bit_length()) if count else 8
     batch_size = FLAGS.batch_size or min(searcher.loaded.config.evaluation.batch_size, few)
@@ -147,14 +181,17 @@ def bad_of(store: Store) -> list[dict[str, Any]]:
 
 def summary(store: Store, counts: dict[str, int], gallery: Gallery) -> str:
     """What the index holds, and what was done."""
-    names = {"new": "new", "changed": "changed", "moved": "renamed", "removed": "removed"}
+    names = {"new": "new", "changed": "changed", "moved": "renamed", "removed": "removed", "again": "tried again"}
     done = [f"{counts[name]:,} {said}" for name, said in names.items() if counts.get(name)]
     status = ", ".join(done) if done else "nothing new" if counts else "not updated"
     lines = [f"{store.folder}: {gallery.files:,} videos, {len(gallery):,} windows ({status})"]
     bad = bad_of(store)
     if bad:
         files = len({one["path"] for one in bad})
-        lines.append(f"{files:,} files do not decode, or not all of their windows; they are tried again once changed:")
+        lines.append(
+            f"{files:,} files do not decode, or not all of their windows; they are tried again once changed, and at "
+            "every update where they could not be read or took too long:"
+        )
         for one in bad[:_LISTED]:
             place = "" if one["start"] is None else f" {windows.clock(one['start'])}-{windows.clock(one['end'])}"
             lines.append(f"  {visible(one['path'])}{place}: {visible(one['error'])}")
@@ -225,6 +262,7 @@ def ask(searcher: Searcher, top: int, every_window: bool) -> None:
             elif word == ":html":
                 if last is None or not rest:
                     raise UserError(f":html {rest}: expected a file's name, after a query")
+                sheet.check_file(":html ", rest)
                 write_sheet(searcher, *last, rest)
             elif word.startswith(":") and word != ":like":
                 raise UserError(f"{word}: expected a text, :like, :top, :html or :help")
@@ -250,15 +288,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: every argument is a --flag")
     check_flags()
     videos = FLAGS.videos
-    if not os.path.isdir(videos):
-        raise UserError(f"--videos={videos}: no such folder")
     folder = pathlib.Path(FLAGS.index or os.path.join(videos, INDEX))
     step, best = launch.chosen_checkpoint(FLAGS.checkpoint)
-    before = None if FLAGS.reindex else Store.open(folder)
-    window, stride = chosen_windows(before.settings if before else {})
+    before = None if FLAGS.reindex else opened(folder)
+    window, stride = chosen_windows(before[0].settings if before else {})
     searcher = Searcher(analysis.load(FLAGS.workdir, step, best=best), videos, window, stride)
-    store, counts = bring_up_to_date(searcher, before, folder)
-    searcher.gallery = Gallery(*store.matrix())
+    store, searcher.gallery, counts = bring_up_to_date(searcher, before, folder)
     say(summary(store, counts, searcher.gallery))
     query = None
     if FLAGS.query is not None or FLAGS.like is not None:
@@ -266,7 +301,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--videos={videos}: none of its {len(store.entries)} videos decodes")
         query = searcher.text(FLAGS.query) if FLAGS.like is None else searcher.like(FLAGS.like)
         hits = searcher.answer(query, FLAGS.top, FLAGS.windows == "all")
-        if FLAGS.html:
+        if FLAGS.html is not None:
             write_sheet(searcher, query, hits, FLAGS.html)
         if not FLAGS.json:
             show(searcher, query, hits)
@@ -281,14 +316,14 @@ def main(argv: list[str]) -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that contradict each other."""
+    """Refuses flags that contradict each other, or name what is not there, before anything is loaded or indexed."""
     ways = {"query": FLAGS.query is not None, "like": FLAGS.like is not None, "index_only": FLAGS.index_only}
     given = [name for name, is_given in ways.items() if is_given]
     if len(given) > 1:
         raise UserError(f"{' and '.join(f'--{name}' for name in given)}: expected one of them")
     if FLAGS.json and not given:
         raise UserError("--json: expected --query, --like or --index_only with it")
-    if FLAGS.html and given not in (["query"], ["like"]):
+    if FLAGS.html is not None and given not in (["query"], ["like"]):
         raise UserError(f"--html={FLAGS.html}: expected --query or --like with it; the prompt has :html")
     if FLAGS.reindex and not FLAGS.update:
         raise UserError("--reindex --noupdate: expected one of them")
@@ -296,6 +331,14 @@ def check_flags() -> None:
         raise UserError(f"--top={FLAGS.top}: expected 1 or more")
     if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
         raise UserError(f"--batch_size={FLAGS.batch_size}: expected 1 or more")
+    if not os.path.isdir(FLAGS.videos):
+        raise UserError(f"--videos={FLAGS.videos}: no such folder")
+    if FLAGS.query is not None and not FLAGS.query.strip():
+        raise UserError(f"--query={FLAGS.query!r}: {EMPTY}")
+    if FLAGS.like is not None:
+        like_file(FLAGS.like, FLAGS.videos)
+    if FLAGS.html is not None:
+        sheet.check_file("--html=", FLAGS.html)
 
 
 def cli() -> None:

@@ -21,6 +21,16 @@ def rows(*values):
     return np.array([[value, 0, -value] for value in values], np.float32)
 
 
+def replaced(old, new):
+    """A damage of the manifest."""
+
+    def damage(manifest, _):
+        assert old in manifest.read_bytes()
+        manifest.write_bytes(manifest.read_bytes().replace(old, new, 1))
+
+    return damage
+
+
 @pytest.fixture
 def store(tmp_path):
     """b of two windows, a of one, and a bad file."""
@@ -117,6 +127,48 @@ def test_a_compaction_that_was_ended_before_its_manifest_changes_nothing(store, 
     assert content(Store.open(tmp_path)) == ([("a", 1), ("b", 1)], [3, 9])
 
 
+def test_lines_that_newer_ones_replace_count_for_compacting(store, tmp_path):
+    for number in range(9):
+        store.add([entry("bad", 0, bad=(Bad(None, None, f"reason {number}", True),))], np.zeros((0, 3), np.float32))
+    Store.open(tmp_path).compact()
+    assert (tmp_path / MANIFEST).read_bytes().count(b"\n") == 1 + 3
+    again = Store.open(tmp_path)
+    assert content(again) == ([("a", 1), ("b", 2)], [3, 1, 2]) and again.entries["bad"].bad[0].error == "reason 8"
+    (before,) = tmp_path.glob("*.f32")
+    again.compact()
+    assert before.exists()  # nothing is dead
+
+
+def test_a_reader_opens_again_what_another_process_wrote_anew_meanwhile(store, tmp_path, monkeypatch):
+    store.add([entry("b", 1)], rows(9))
+    real = Store.matrix
+
+    def late(self):
+        if self is not store:
+            store.compact()  # the other process, between the manifest and the rows
+        return real(self)
+
+    monkeypatch.setattr(Store, "matrix", late)
+    _, entries, matrix = Store.read(tmp_path)
+    assert [e.path for e in entries] == ["a", "b"] and matrix[:, 0].tolist() == [3, 9]
+
+
+def test_rows_that_are_gone_for_good_are_damage(store, tmp_path):
+    (embeddings,) = tmp_path.glob("*.f32")
+    embeddings.unlink()
+    with pytest.raises(UserError, match=r"is damaged .*No such file.*--reindex makes it anew"):
+        Store.read(tmp_path)
+    with pytest.raises(UserError, match=r"is damaged .*No such file"):
+        store.matrix()
+
+
+def test_an_index_of_before_reads_without_the_mark_of_a_second_try(store, tmp_path):
+    text = (tmp_path / MANIFEST).read_text()
+    assert '"no video", false]' in text
+    (tmp_path / MANIFEST).write_text(text.replace('"no video", false]', '"no video"]'))
+    assert Store.open(tmp_path).entries == store.entries
+
+
 def test_making_an_index_anew_leaves_nothing_of_the_old_one(store, tmp_path):
     Store.create(tmp_path, {"model": "n"}, 2)
     again = Store.open(tmp_path)
@@ -130,6 +182,13 @@ def test_making_an_index_anew_leaves_nothing_of_the_old_one(store, tmp_path):
         (lambda m, e: m.write_bytes(b"\n" + m.read_bytes()), "is damaged .*--reindex"),
         (lambda m, e: m.write_bytes(m.read_bytes().replace(b'"stamp"', b'"stump"', 1)), "is damaged .*stamp"),
         (lambda m, e: m.write_bytes(b""), "is damaged"),
+        (replaced(b'"width": 3', b'"width": "3"'), "is damaged .*--reindex"),
+        (replaced(b'"width": 3', b'"width": -3'), "is damaged .*width -3"),
+        (replaced(b'"settings": {"model": "m"}', b'"settings": []'), "is damaged"),
+        (replaced(b'"row": 0', b'"row": -1'), "is damaged .*row -1"),
+        (replaced(b'"row": 0', b'"row": 0.5'), "is damaged"),
+        (replaced(b"[0.0, 1.0]", b'["0", 1.0]'), "is damaged .*unexpected '0'"),
+        (replaced(b'"path": "b"', b'"path": 3'), "is damaged"),
         (lambda m, e: e.unlink(), "is damaged .*No such file"),
         (lambda m, e: e.write_bytes(e.read_bytes()[:-1]), "35 bytes, 36 expected"),
         (lambda m, e: m.write_text(json.dumps({"format": 9}) + "\n"), "has format 9, not 1"),

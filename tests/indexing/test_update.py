@@ -1,16 +1,20 @@
 """Only new and changed files are embedded; what ends an update costs it no more than a batch; bad files are told."""
 
+import dataclasses
+import errno
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 
-from tests.indexing.conftest import MeanColour, coloured, moving
+from tests.indexing.conftest import READING, MeanColour, coloured, moving
 from tests.input.bad_media import audio, clip
 from vlp_jax.indexing import update
 from vlp_jax.indexing.folder import UNREADABLE, Found, Stamp
 from vlp_jax.indexing.store import Entry, Store
+from vlp_jax.input import decoder
 from vlp_jax.types import UserError
 
 PATHS = ["dark.mp4", "sub/light.mp4", "sub/mid.mp4"]
@@ -123,7 +127,7 @@ def test_bad_files_are_told_with_reasons_and_not_tried_again_until_they_change(i
     assert "1 frames, fewer than the 2 asked" in reasons["short.mp4"]
     assert all(entry.bad[0].start is None for entry in store.entries.values() if entry.bad)
     assert list(values(store)) == PATHS
-    assert not index()[1]
+    assert index()[1] == update.Plan([], [], [], [])
     coloured(videos / "empty.mp4", 70)
     store, todo, _ = index()
     assert todo.changed == ["empty.mp4"] and not store.entries["empty.mp4"].bad
@@ -163,11 +167,109 @@ def test_a_file_that_cannot_be_opened_is_tried_at_every_run(index, videos):
     (videos / "link.mp4").symlink_to(videos / "nowhere")
     assert index()[0].entries["link.mp4"].bad[0].error == "file not readable: No such file or directory"
     _, todo, _ = index()
-    assert todo.changed == ["link.mp4"]
+    assert todo.again == ["link.mp4"] and not todo
     shutil.copy(videos / "dark.mp4", videos / "nowhere")
     store, todo, _ = index()
     assert todo.changed == ["link.mp4"] and not store.entries["link.mp4"].bad
     assert not index()[1]
+
+
+def state(place):
+    """Every file of an index: its content, and the time of its last change."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in place.iterdir()}
+
+
+def test_files_that_fail_in_the_same_way_again_write_nothing(index, videos, tmp_path):
+    (videos / "link.mp4").symlink_to(videos / "nowhere")
+    index()
+    before = state(tmp_path / "index")
+    for _ in range(3):
+        _, todo, _ = index()
+        assert todo.again == ["link.mp4"] and state(tmp_path / "index") == before
+
+
+def test_what_was_not_decoded_in_time_is_tried_again_at_the_next_run(index):
+    for _ in range(2):
+        store, _, _ = index(reading=dataclasses.replace(READING, timeout_s=1e-9))
+        assert all(entry.bad[0].again for entry in store.entries.values()) and not values(store)
+    store, todo, _ = index()
+    assert todo.again == PATHS and not todo.changed
+    near(values(store), {"dark.mp4": [30], "sub/light.mp4": [220], "sub/mid.mp4": [120]})
+    assert index()[1] == update.Plan([], [], [], [])
+
+
+def test_the_decoders_own_time_limit_is_told_from_damage(videos):
+    reader = decoder.Reader((videos / "dark.mp4").read_bytes(), 20.0)
+    reader._timeout_s = -1.0
+    with pytest.raises(update.VideoError) as error:
+        reader.read(lambda count: [0], lambda: None)
+    assert "time limit" in str(error.value) and update._may_pass(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (MemoryError("no room"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (av.error.OSError(errno.EIO, "Input/output error"), True),
+        (av.error.ExitError(0, "Immediate exit requested"), True),
+        (av.error.InvalidDataError(0, "Invalid data found"), False),
+        (av.error.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), False),
+        (ValueError("inconsistent"), False),
+        (update.VideoError("truncated"), False),
+    ],
+    ids=lambda x: x if isinstance(x, bool) else f"{type(x).__module__} {type(x).__name__}",
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_reasons_of_the_machine_are_tried_again_and_those_of_the_content_are_not(
+    index, monkeypatch, error, passes, wrapped
+):
+    def tube(self, path, span, end):
+        if wrapped:
+            raise update.VideoError("not a readable video") from error
+        raise error
+
+    monkeypatch.setattr(update.Reading, "tube", tube)
+    index()
+    monkeypatch.undo()
+    store, todo, _ = index()
+    assert todo.again == (PATHS if passes else []) and list(values(store)) == todo.again
+
+
+def test_of_a_file_with_bad_windows_only_those_of_the_machine_are_tried_again(index, videos, tmp_path, monkeypatch):
+    coloured(videos / "long.mp4", 50, 7.0)
+    reading = update.Reading(2.0, 2.0, 2, 16, 20.0, 2**20)
+    real, real_end = update.Reading.tube, update.Reading.end_of
+    errors = {(2.0, 4.0): MemoryError("no room"), (4.0, 6.0): update.VideoError("undecodable: damaged frame")}
+    decoded = []
+
+    def tube(self, path, span, end):
+        decoded.append((os.path.basename(path), span))
+        if path.endswith("long.mp4") and span in errors:
+            raise errors[span]
+        return real(self, path, span, end)
+
+    def slow(self, path):
+        raise update.VideoError("its end was not found within the time limit of 1 s")
+
+    monkeypatch.setattr(update.Reading, "tube", tube)
+    entry = index(reading=reading)[0].entries["long.mp4"]
+    assert entry.spans == ((0.0, 2.0), (5.0, 7.0)) and [bad.again for bad in entry.bad] == [True, False]
+    # What decoded stays, whatever a second try meets, and then nothing is written.
+    before = state(tmp_path / "index")
+    monkeypatch.setattr(update.Reading, "end_of", slow)
+    index(reading=reading)
+    monkeypatch.setattr(update.Reading, "end_of", real_end)
+    decoded.clear()
+    index(reading=reading)
+    assert decoded == [("long.mp4", (2.0, 4.0))] and state(tmp_path / "index") == before
+    del errors[2.0, 4.0]
+    store, _, embed = index(reading=reading)
+    entry = store.entries["long.mp4"]
+    assert entry.spans == ((0.0, 2.0), (2.0, 4.0), (5.0, 7.0)) and embed.calls == 1
+    assert [(bad.start, bad.again) for bad in entry.bad] == [(4.0, False)]
+    near(values(store), {"dark.mp4": [30], "long.mp4": [50] * 3, "sub/light.mp4": [220], "sub/mid.mp4": [120]})
+    assert not index(reading=reading)[1].again
 
 
 def test_a_pipe_named_as_a_video_does_not_stop_the_update(index, videos):

@@ -42,6 +42,27 @@ class Query:
         return visible(self.asked["text"] if "text" in self.asked else f"like {self.asked['like']}")
 
 
+EMPTY = "the query is empty: expected words, such as 'a red circle moves left'"
+
+
+def like_file(named: str, videos: str) -> tuple[str, float | None]:
+    """The file that PATH or PATH@TIME names, from here or below `videos`, and the time in seconds.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    before, at, after = named.rpartition("@")
+    seconds = windows.seconds_of(after) if at else None
+    for path, time_s in ((named, None), (before, seconds)):
+        for place in (path, os.path.join(videos, path)):
+            if path and os.path.isfile(place) and (path == named or seconds is not None):
+                return place, time_s
+    raise UserError(
+        f"--like={named}: no such file, neither from here nor below {videos}; expected PATH, or PATH@TIME "
+        "with a time such as 75 or 1:15"
+    )
+
+
 class Searcher:
     """A run's model, and how it reads videos.
 
@@ -96,7 +117,7 @@ class Searcher:
           UserError: it is empty.
         """
         if not text.strip():
-            raise UserError("the query is empty: expected words, such as 'a red circle moves left'")
+            raise UserError(EMPTY)
         tokenizer = self.loaded.run.tokenizer
         ids, mask, cut = tokenizer.encode([text])
         notes = []
@@ -120,7 +141,7 @@ class Searcher:
         Raises:
           UserError: there is no such file, or it does not decode.
         """
-        path, seconds = self._file(named)
+        path, seconds = like_file(named, self.videos)
         # As it is named, or as what it is a link to is.
         names = (
             os.path.relpath(path, self.videos),
@@ -143,18 +164,6 @@ class Searcher:
             except VideoError as error:
                 raise UserError(f"--like={named}: {error}") from None
         return Query({"like": named, "notes": []}, mean, inside)
-
-    def _file(self, named: str) -> tuple[str, float | None]:
-        before, at, after = named.rpartition("@")
-        seconds = windows.seconds_of(after) if at else None
-        for path, time_s in ((named, None), (before, seconds)):
-            for place in (path, os.path.join(self.videos, path)):
-                if path and os.path.isfile(place) and (path == named or seconds is not None):
-                    return place, time_s
-        raise UserError(
-            f"--like={named}: no such file, neither from here nor below {self.videos}; expected PATH, or PATH@TIME "
-            "with a time such as 75 or 1:15"
-        )
 
     def answer(self, query: Query, top: int, every_window: bool) -> list[Hit]:
         """The best windows for a query."""

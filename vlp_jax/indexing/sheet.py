@@ -5,6 +5,7 @@ import dataclasses
 import fractions
 import html
 import math
+import os
 import pathlib
 import urllib.parse
 
@@ -16,6 +17,7 @@ from vlp_jax.indexing.windows import clock
 from vlp_jax.input.container import VideoError, reasons
 from vlp_jax.input.decoder import Reader
 from vlp_jax.text import visible
+from vlp_jax.types import UserError
 
 WIDTH = 320  # pixels of a picture's longer side
 
@@ -39,6 +41,25 @@ img, .none { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: conta
 .line { display: flex; justify-content: space-between; color: var(--quiet); font-variant-numeric: tabular-nums; }
 a { color: var(--link); overflow-wrap: anywhere; }
 """
+
+
+def check_file(named: str, file: str) -> None:
+    """Refuses a contact sheet's file that cannot be written; `named` is what stands before it, such as `--html=`.
+
+    Raises:
+      UserError: it is a folder, or its folder is not there or cannot be written.
+    """
+    folder = os.path.dirname(file) or "."
+    if not file:
+        raise UserError(f"{named}: expected a file's name, such as results.html")
+    if os.path.isdir(file):
+        raise UserError(
+            f"{named}{file}: a folder; expected a file's name, such as {os.path.join(file, 'results.html')}"
+        )
+    if not os.path.isdir(folder):
+        raise UserError(f"{named}{file}: no folder {folder}; make it, or name a file elsewhere")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{named}{file}: the folder {folder} cannot be written; name a file elsewhere")
 
 
 @dataclasses.dataclass(frozen=True)

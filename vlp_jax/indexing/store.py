@@ -7,9 +7,9 @@ A folder holds::
     lock                 held by the process that writes
 
 Rows are forced to disk before the entry that names them is appended, so that an index is whole whenever the process
-dies: rows that no entry names are written over, a line cut in two is dropped, and the file is then a new one. Rows of
-changed and removed files stay until they are a quarter of all; then both files are written anew, and the manifest,
-which names the other one, is replaced last.
+dies: rows that no entry names are written over, a line cut in two is dropped, and the file is then a new one. Rows and
+lines of changed and removed files stay until they are a quarter of all; then both files are written anew, and the
+manifest, which names the other one, is replaced last.
 """
 
 import contextlib
@@ -31,16 +31,21 @@ from vlp_jax.types import UserError
 
 MANIFEST = "manifest.jsonl"
 _FORMAT = 1
+_TRIES = 3  # at opening an index that others write anew meanwhile
 _REINDEX = "--reindex makes it anew"
 
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A window that did not decode; of a file that cannot be used at all, `start` and `end` are None."""
+    """A window that did not decode; of a file that cannot be used at all, `start` and `end` are None.
+
+    `again` tells a reason that is not of the file, such as a time limit: the next update tries it again.
+    """
 
     start: float | None
     end: float | None
     error: str
+    again: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +73,33 @@ class Entry:
             "stamp": [self.stamp.size, self.stamp.changed_ns, self.stamp.inode],
             "row": self.row,
             "spans": self.spans,
-            "bad": [[bad.start, bad.end, bad.error] for bad in self.bad],
+            "bad": [dataclasses.astuple(bad) for bad in self.bad],
         }
 
     @classmethod
     def parse(cls, line: dict[str, Any]) -> "Entry":
-        """The inverse of `line`."""
+        """The inverse of `line`; ValueError, KeyError or TypeError where it is none."""
+        seconds = (int, float)
+        if _of(line["row"], int) < 0:
+            raise ValueError(f"row {line['row']}")
         return cls(
-            line["path"],
-            Stamp(*line["stamp"]),
+            _of(line["path"], str),
+            Stamp(*(_of(number, int) for number in line["stamp"])),
             line["row"],
-            tuple((start, end) for start, end in line["spans"]),
-            tuple(Bad(*bad) for bad in line["bad"]),
+            tuple((_of(start, seconds), _of(end, seconds)) for start, end in line["spans"]),
+            tuple(
+                Bad(_of(start, (*seconds, type(None))), _of(end, (*seconds, type(None))), _of(error, str), *again)
+                for start, end, error, *again in line["bad"]
+            ),
         )
+
+
+class Locked(UserError):
+    """The index cannot be written now."""
+
+
+class _Vanished(UserError):
+    """The manifest names a file of embeddings that is not there: damage, or another process wrote both anew."""
 
 
 class Store:
@@ -97,6 +116,7 @@ class Store:
         self.folder, self.settings, self.width, self._embeddings = folder, settings, width, embeddings
         self.entries: dict[str, Entry] = {}
         self._end = 0  # the first row that nothing names
+        self._lines = 0  # of the journal, with those that newer ones replace
 
     @classmethod
     def create(cls, folder: pathlib.Path, settings: dict[str, Any], width: int) -> "Store":
@@ -120,20 +140,42 @@ class Store:
             header, *lines = (json.loads(line) for line in whole)
             if header["format"] != _FORMAT:
                 raise UserError(f"the index {folder} has format {header['format']}, not {_FORMAT}: {_REINDEX}")
-            store = cls(folder, header["settings"], header["width"], header["embeddings"])
+            if _of(header["width"], int) < 1:
+                raise ValueError(f"width {header['width']}")
+            settings = _of(header["settings"], dict)
+            store = cls(folder, settings, header["width"], _of(header["embeddings"], str))
             for line in lines:
                 store._take(line)
             size = (folder / store._embeddings).stat().st_size
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            raise UserError(f"the index {folder} is damaged ({type(error).__name__}: {error}): {_REINDEX}") from error
+        except FileNotFoundError as error:
+            raise _Vanished(damaged(folder, error)) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(damaged(folder, error)) from error
         if size < 4 * store.width * store._end:
             raise UserError(
-                f"the index {folder} is damaged ({store._embeddings} has {size} bytes, {4 * store.width * store._end} "
-                f"expected): {_REINDEX}"
+                damaged(folder, f"{store._embeddings} has {size} bytes, {4 * store.width * store._end} expected")
             )
         return store
 
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "tuple[Store, list[Entry], np.ndarray] | None":
+        """Opens an index together with its `matrix`: a process that writes both anew does not come in between.
+
+        Raises:
+          UserError: as `open`.
+        """
+        tries = 0
+        while True:
+            try:
+                store = cls.open(folder)
+                return None if store is None else (store, *store.matrix())
+            except _Vanished:
+                tries += 1
+                if tries == _TRIES:
+                    raise
+
     def _take(self, line: dict[str, Any]) -> None:
+        self._lines += 1
         if "removed" in line:
             self.entries.pop(line["removed"], None)
             return
@@ -167,6 +209,8 @@ class Store:
         self._append([{"removed": path} for path in paths])
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
+        if not lines:
+            return
         with open(self.folder / MANIFEST, "r+b") as file:
             # A line cut in two would run into the next one.
             end = file.seek(0, os.SEEK_END)
@@ -183,17 +227,32 @@ class Store:
             self._take(line)
 
     def matrix(self) -> tuple[list[Entry], np.ndarray]:
-        """The entries that have windows, in the order of their paths, and float32 `[windows, E]`, theirs in turn."""
+        """The entries that have windows, in the order of their paths, and float32 `[windows, E]`, theirs in turn.
+
+        Raises:
+          UserError: the embeddings are not there.
+        """
         entries = sorted((entry for entry in self.entries.values() if entry.spans), key=lambda entry: entry.path)
-        rows = np.fromfile(self.folder / self._embeddings, np.float32, self._end * self.width)
+        try:
+            rows = np.fromfile(self.folder / self._embeddings, np.float32, self._end * self.width)
+        except FileNotFoundError as error:
+            raise _Vanished(damaged(self.folder, error)) from error
         rows = rows.reshape(-1, self.width)
         order = _ranges([entry.row for entry in entries], [len(entry.spans) for entry in entries])
         return entries, rows if np.array_equal(order, np.arange(len(rows))) else rows[order]
 
+    def rows(self, path: str) -> np.ndarray:
+        """float32 `[windows, E]` of a file."""
+        entry = self.entries[path]
+        count, offset = len(entry.spans) * self.width, 4 * entry.row * self.width
+        rows = np.fromfile(self.folder / self._embeddings, np.float32, count, offset=offset)
+        return rows.reshape(-1, self.width)
+
     def compact(self) -> None:
-        """Drops the rows of changed and removed files where they are more than a quarter."""
+        """Drops what of changed and removed files is left, where more than a quarter of rows or lines is theirs."""
         live = sum(len(entry.spans) for entry in self.entries.values())
-        if 4 * (self._end - live) <= self._end:
+        dead_rows, dead_lines = self._end - live, self._lines - len(self.entries)
+        if 4 * dead_rows <= self._end and 4 * dead_lines <= self._lines:
             return
         entries, rows = self.matrix()
         without = [entry for entry in self.entries.values() if not entry.spans]
@@ -204,7 +263,7 @@ class Store:
         self._rewrite(rows)
 
     def _rewrite(self, rows: np.ndarray) -> None:
-        self._end = len(rows)
+        self._end, self._lines = len(rows), len(self.entries)
         file = self.folder / self._embeddings
         file.write_bytes(rows.tobytes())
         manifest.sync(file)
@@ -226,13 +285,13 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from writing there; the system lifts it when the process ends.
 
     Raises:
-      UserError: another process writes there, or it cannot be written.
+      Locked: another process writes there, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "a")  # noqa: SIM115  (closed below)
     except OSError as error:
-        raise UserError(
+        raise Locked(
             f"the index {folder} cannot be written ({error.strerror}): give --index=DIR, a folder that can, or "
             "--noupdate to search what is indexed already"
         ) from None
@@ -240,11 +299,24 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise Locked(
                 f"the index {folder} is being written by another process: wait for it, or give --noupdate to search "
                 "what is indexed already"
             ) from None
         yield
+
+
+def damaged(folder: pathlib.Path, why: object) -> str:
+    """What an error says of an index that cannot be used, and the way out."""
+    why = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+    return f"the index {folder} is damaged ({why}): {_REINDEX}"
+
+
+def _of(value: Any, kind: Any) -> Any:
+    """The value; TypeError where it is of another kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"unexpected {value!r}")
+    return value
 
 
 def _next(folder: pathlib.Path) -> str:

@@ -3,10 +3,12 @@
 import collections
 import concurrent.futures
 import dataclasses
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import av
 import numpy as np
 
 from vlp_jax.indexing import windows
@@ -16,6 +18,9 @@ from vlp_jax.indexing.windows import Span
 from vlp_jax.input.container import VideoError
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
+
+# What libav gives as an error of the system though it is one of the file.
+_OF_CONTENT = (errno.ENOSYS, errno.EINVAL, errno.EDOM, errno.ERANGE, errno.EAGAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +67,15 @@ class Plan:
       new, changed: files to embed.
       moved: `(old, new)` of files that were renamed.
       removed: files that are gone.
+      again: files that did not change, but were bad for reasons that may have passed; they alone make no plan true,
+        since there may be nothing to write.
     """
 
     new: list[str]
     changed: list[str]
     moved: list[tuple[str, str]]
     removed: list[str]
+    again: list[str] = dataclasses.field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any((self.new, self.changed, self.moved, self.removed))
@@ -79,7 +87,16 @@ def plan(entries: dict[str, Entry], found: Found) -> Plan:
     hidden = tuple(folder + os.sep for folder in found.unreadable)
     gone = {path for path in entries if path not in files and not path.startswith(hidden)}
     new = [path for path in files if path not in entries]
-    changed = [path for path, stamp in files.items() if path in entries and not entries[path].stamp.same(stamp)]
+    changed, again = [], []
+    for path in files.keys() & entries.keys():
+        entry, stamp = entries[path], files[path]
+        if entry.stamp.same(stamp):
+            if any(bad.again for bad in entry.bad):
+                again.append(path)
+        elif stamp.changed_ns == entry.stamp.changed_ns == UNREADABLE:
+            again.append(path)
+        else:
+            changed.append(path)
     # A file that was renamed on its file system keeps its number, size and time.
     by_stamp = {entries[path].stamp: path for path in sorted(gone)}
     moved = []
@@ -89,7 +106,7 @@ def plan(entries: dict[str, Entry], found: Found) -> Plan:
             moved.append((old, path))
     done = {path for _, path in moved}
     removed = sorted(gone - {path for path, _ in moved})
-    return Plan([path for path in new if path not in done], changed, moved, removed)
+    return Plan([path for path in new if path not in done], sorted(changed), moved, removed, sorted(again))
 
 
 def update(
@@ -106,7 +123,8 @@ def update(
 ) -> None:
     """Does what `plan` says; every batch is committed, so that an update that was ended continues where it was.
 
-    A file is committed when its last window is embedded.
+    A file is committed when its last window is embedded. Of a file that is tried again only the windows that were bad
+    are decoded, and nothing is written where that changed nothing.
 
     Args:
       root: folder of the videos.
@@ -122,6 +140,7 @@ def update(
     store.remove(todo.removed)
     waiting: collections.deque[_File] = collections.deque()  # files whose last window is not embedded yet
     tubes: list[np.ndarray] = []
+    again = set(todo.again)
     bad = 0
 
     def commit() -> None:
@@ -136,19 +155,26 @@ def update(
         rows_out: list[np.ndarray] = []
         while waiting and waiting[0].is_done():
             file = waiting.popleft()
-            entries.append(Entry(file.path, file.stamp, len(rows_out), tuple(file.spans), tuple(file.bad)))
-            rows_out += file.rows
-            bad += bool(file.bad)
+            before = store.entries[file.path] if file.path in again else None
+            if before:
+                file.join(before, store.rows(file.path))
+            entry = Entry(file.path, file.stamp, len(rows_out), tuple(file.spans), tuple(file.bad))
+            bad += bool(entry.bad)
+            if not before or (entry.spans, entry.bad) != (before.spans, before.bad):
+                entries.append(entry)
+                rows_out += file.rows
             progress.add(f"{bad:,} bad" if bad else "")
         if entries:
             store.add(entries, np.reshape(rows_out, (-1, store.width)))
         else:
             progress.show()
 
-    paths = sorted([*todo.new, *todo.changed])
+    paths = sorted([*todo.new, *todo.changed, *todo.again])
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         try:
-            for part in _decoded(pool, root, paths, reading, 2 * batch_size):
+            for part in _decoded(
+                pool, root, paths, reading, 2 * batch_size, {path: store.entries[path].bad for path in again}
+            ):
                 if not waiting or waiting[-1].path != part.path:
                     waiting.append(_File(part.path, found.files[part.path], part.windows))
                 tube = waiting[-1].take(part)
@@ -191,16 +217,25 @@ class _File:
     def take(self, part: _Part) -> np.ndarray | None:
         """Notes a window; returns its frames where it decodes."""
         self.seen += 1
-        if part.again:
-            self.stamp = dataclasses.replace(self.stamp, changed_ns=UNREADABLE)
         if part.error:
             start, end = part.span or (None, None)
-            self.bad.append(Bad(start, end, part.error))
+            self.bad.append(Bad(start, end, part.error, part.again))
             return None
         assert part.span is not None
         self.decoded += 1
         self.spans.append(part.span)
         return part.tube
+
+    def join(self, before: Entry, rows: np.ndarray) -> None:
+        """Puts what a second try gave among what the first one had, of `rows`; nothing that decoded once is lost."""
+        if any(bad.start is None for bad in self.bad) and all(bad.start is not None for bad in before.bad):
+            self.spans, self.bad, self.rows = list(before.spans), list(before.bad), list(rows)
+            return
+        pairs = zip([*before.spans, *self.spans], [*rows, *self.rows])
+        in_order = sorted(pairs, key=lambda pair: pair[0])
+        self.spans, self.rows = [span for span, _ in in_order], [row for _, row in in_order]
+        kept = [bad for bad in before.bad if bad.start is not None and not bad.again]
+        self.bad = sorted([*kept, *self.bad], key=lambda bad: bad.start or 0.0)
 
     def is_done(self) -> bool:
         """Whether there is nothing more to come."""
@@ -213,8 +248,9 @@ def _decoded(
     paths: list[str],
     reading: Reading,
     ahead: int,
+    before: dict[str, tuple[Bad, ...]],
 ) -> Iterator[_Part]:
-    """Every window of every file, in order, decoded in threads."""
+    """Every window of every file, in order, decoded in threads; of the files `before` only the windows to try again."""
 
     def cut(path: str) -> list[_Part]:
         full = os.path.join(root, path)
@@ -226,8 +262,10 @@ def _decoded(
         try:
             end = reading.end_of(full)
         except Exception as error:
-            return [_Part(path, 1, None, 0.0, error=_why(error))]
-        spans = reading.spans(end)
+            return [_Part(path, 1, None, 0.0, error=_why(error), again=_may_pass(error))]
+        tried = [bad for bad in before.get(path, ()) if bad.again]
+        spans = [(bad.start, bad.end) for bad in tried if bad.start is not None and bad.end is not None]
+        spans = spans or reading.spans(end)
         return [_Part(path, len(spans), span, end) for span in spans]
 
     def decode(part: _Part) -> _Part:
@@ -236,7 +274,9 @@ def _decoded(
         try:
             tube = reading.tube(os.path.join(root, part.path), part.span, part.end)
         except Exception as error:
-            return dataclasses.replace(part, span=part.span if part.windows > 1 else None, error=_why(error))
+            # The only window of a file is the file.
+            span = None if part.span == (0.0, part.end) else part.span
+            return dataclasses.replace(part, span=span, error=_why(error), again=_may_pass(error))
         return dataclasses.replace(part, tube=tube)
 
     parts = (part for several in _map_ahead(pool, cut, paths, ahead) for part in several)
@@ -247,6 +287,22 @@ def _why(error: Exception) -> str:
     """The reason in one line; whatever a damaged file makes a library raise is reported, and no end of an update."""
     text = str(error) if isinstance(error, VideoError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error is of the machine, such as a slow one or one out of memory, and not of the file's content.
+
+    Time limits of the decoder and of `windows.end_of` are told by their text.
+    """
+    while error:
+        if isinstance(error, (MemoryError, av.error.ExitError)):  # the second: libav gave up at the time limit
+            return True
+        if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
+            return True
+        if isinstance(error, VideoError) and "within the time limit" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _map_ahead(
