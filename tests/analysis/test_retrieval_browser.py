@@ -1,5 +1,6 @@
 """The browser ranks as the evaluator does, names what was missed, and draws it."""
 
+import dataclasses
 import json
 import types
 
@@ -8,6 +9,7 @@ import pytest
 
 from vlp_jax import analysis
 from vlp_jax.evaluation import retrieval as evaluation
+from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
 
@@ -184,6 +186,33 @@ def test_minimal_pairs_compare_each_clip_with_its_caption_and_the_foil(loaded, r
     assert sum(one.queries for one in found.by_word.values()) == sum(bool(f.word) for f in made)
     left, right = analysis.draw_minimal_pairs(found, "title").axes
     assert len(left.patches) == len(found.by_attribute) and len(right.patches) == len(found.by_word)
+
+
+def test_foils_ignore_case_and_need_a_separator():
+    groups = {"Colour": ("Red", "BLUE")}
+    (first, second, order) = analysis.foils(["A RED star, Then a blue star"], groups)
+    assert (first.word, first.text) == ("red", "A blue star, Then a blue star")
+    assert (second.word, second.text) == ("blue", "A RED star, Then a red star")
+    assert order.text == "a blue star, then A RED star"
+    assert analysis.foils(["A star, then a star"], groups) == []
+    with pytest.raises(UserError, match="separator = ''"):
+        analysis.foils(["a star"], groups, separator="")
+
+
+def test_a_foil_that_reads_like_its_caption_ties_however_the_evaluator_embedded_it(loaded, retrieved):
+    """Of captions cut after their first word of a group, foils in later words have the same ids."""
+    shorter = tokenizer_lib.open_tokenizer(loaded.config.input.tokenizer, 4, loaded.config.input.lowercase)
+    cut = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, tokenizer=shorter))
+    # As if it had rounded in favour of every true caption.
+    c, ranks = retrieved.captions, retrieved.ranks
+    better = ranks.texts_QxE + np.float32(1e-3) * ranks.clips_CxE[c.clip_Q]
+    found = analysis.minimal_pairs(
+        cut, dataclasses.replace(retrieved, ranks=dataclasses.replace(ranks, texts_QxE=better))
+    )
+    ids = lambda text: shorter.encode([text])[0].tolist()
+    same = [foil for foil in analysis.foils(c.texts) if ids(foil.text) == ids(c.texts[foil.query])]
+    motion = [foil for foil in same if foil.attribute == "motion"]
+    assert len(motion) == found.by_attribute["motion"].queries == found.by_attribute["motion"].wrong > 0
 
 
 def test_the_evaluators_result_does_not_change_by_what_the_browser_asks(retrieved):
