@@ -224,8 +224,11 @@ def test_what_is_not_there_is_refused_by_name(loaded, retrieved, monkeypatch):
     for call, message in [
         (lambda: retrieved.answers("text"), "direction = 'text': expected text_to_video or video_to_text"),
         (lambda: retrieved.order("size"), "order = 'size': expected one of split, component, caption"),
-        (lambda: analysis.draw_queries(loaded, retrieved, [10]), "there is no 10; expected numbers .* 0 to 9"),
+        (lambda: analysis.draw_queries(loaded, retrieved, [10]), r"queries = \[10\]: expected 0 to 9"),
         (lambda: analysis.draw_queries(loaded, retrieved, []), "queries = \\[\\]"),
+        (lambda: analysis.draw_queries(loaded, retrieved, [True]), r"queries = \[True\]: expected 0 to 9, integers"),
+        (lambda: retrieved.worst(-1), "count = -1: expected an integer above 0"),
+        (lambda: analysis.draw_projection(retrieved, "zebra"), r"words = \['zebra'\]: no caption of split 'test'"),
         (lambda: analysis.project(retrieved, "tsne"), "method = 'tsne': expected pca or umap"),
         (lambda: analysis.draw_projection(retrieved, []), "words = \\[\\]"),
         (lambda: analysis.minimal_pairs(loaded, retrieved, {"x": ("y", "z")}, separator="|"), "no caption of split"),
