@@ -109,6 +109,7 @@ def test_the_figure_has_a_row_for_each_word_and_greys_what_cannot_be_seen(loaded
     draw = lambda *args, **more: analysis.draw_word_attention(loaded, clips, found, *args, **more).axes
     label = lambda axis: axis.get_ylabel().split("\n")[0]
     assert [label(axis) for axis in draw(["star", "large"])[0:9:3]] == ["clip", "large", "star"]
+    assert [label(axis) for axis in draw("large")[:-1:3]] == ["clip", "large"]
     axes = draw(layer=1, head=0)
     assert [label(axis) for axis in axes[:-1:3]] == ["clip", *found.words[1:-1]]
     dropped = next(slot for slot in range(3) if slot not in found.frames)
@@ -121,10 +122,13 @@ def test_the_figure_has_a_row_for_each_word_and_greys_what_cannot_be_seen(loaded
 def test_what_is_not_there_is_refused_by_name(loaded, make_run, tmp_path):
     clips = loaded.clips(1)
     found = analysis.word_attention(loaded, clips)
+    later = analysis.word_attention(loaded, loaded.clips(2), clip=1)
     draw = lambda *args, **more: analysis.draw_word_attention(loaded, clips, found, *args, **more)
     for call, message in [
         (lambda: analysis.word_attention(loaded, clips, clip=-1), "clip = -1: expected 0 to 0"),
         (lambda: analysis.word_attention(loaded, clips, "a circle " * 30), "longer than the 18 pieces"),
+        (lambda: analysis.word_attention(loaded, clips, ["a star"]), r"text = \['a star'\]: expected one text"),
+        (lambda: analysis.draw_word_attention(loaded, clips, later), "found is of clip 1, but clips holds 1"),
         (lambda: draw(["zebra"]), r"words = \['zebra'\]: expected some of \['\[CLS\]', 'a'"),
         (lambda: draw(layer=2), "layer = 2: expected 0 to 1"),
         (lambda: draw(layer=0, head=2), "head = 2: expected 0 to 1"),

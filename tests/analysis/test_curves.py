@@ -57,6 +57,19 @@ def test_a_torn_last_line_is_left_out_and_of_a_step_written_twice_the_later_line
     np.testing.assert_array_equal(values, [1, 2.5, np.nan])
 
 
+def test_of_a_rewound_run_no_series_keeps_what_it_logged_later(tmp_path):
+    lines = [{"step": step, "loss": 1.0, "old": 0.0} for step in (20, 60, 100)]
+    lines += [{"step": 100, "validation/accuracy": 9.0}]
+    again = [{"step": 40, "loss": 2.0}, {"step": 40, "validation/accuracy": 5.0}, {"step": 60, "loss": 3.0}]
+    (one,) = analysis.read_curves(log(tmp_path / "run", [*lines, *again]))
+    assert {name: steps.tolist() for name, (steps, _) in one.series.items()} == {
+        **{"loss": [20, 40, 60], "old": [20]},
+        "validation/accuracy": [40],
+    }
+    (one,) = analysis.read_curves(log(tmp_path / "other", [*lines, {"step": 10, "loss": 2.0}]))
+    assert list(one.series) == ["loss"]
+
+
 def test_costs_are_linear_between_lines_from_nothing_at_the_start_and_unknown_after_the_last(run):
     (one,) = analysis.read_curves(run)
     np.testing.assert_array_equal(one.along("flops", [0, 5, 15, 20, 25]), [0, 50, 200, 300, np.nan])

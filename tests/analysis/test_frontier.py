@@ -39,6 +39,11 @@ def test_the_frontier_is_what_no_point_beats(higher):
         for cost, value in zip(costs, values)
     ]
     assert analysis.pareto(costs, values, higher_is_better=higher).tolist() == expected
+    unknown = np.where(rng.random((2, 40)) < 0.3, np.nan, [costs, values])
+    known = ~np.isnan(unknown).any(0)
+    front = analysis.pareto(*unknown, higher_is_better=higher)
+    assert not front[~known].any()
+    np.testing.assert_array_equal(front[known], analysis.pareto(costs[known], values[known], higher_is_better=higher))
 
 
 def test_points_have_the_cost_up_to_their_step_and_the_interval(tmp_path):
@@ -50,6 +55,7 @@ def test_points_have_the_cost_up_to_their_step_and_the_interval(tmp_path):
         ("a", 20, 1000, 50, 45, 55),
         ("b", 10, 1500, 60, 55, 65),
     ]
+    assert analysis.read_points(str(a)) == analysis.read_points(a) == points[:2]
     assert [p.cost for p in analysis.read_points([a], cost="device_hours")] == [1.5, 2.0]
     (point, _) = analysis.read_points([a], metric="text_to_video/mean_rank")
     assert point.value == 60 and np.isnan(point.low)
@@ -88,6 +94,11 @@ def test_the_figure_draws_the_steps_of_the_frontier_and_hollow_what_is_beaten(tm
     assert [line.get_markerfacecolor() == "white" for line in points] == [False, True, False]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
     figure.savefig(tmp_path / "frontier.png")
+    nothing = analysis.read_points(make(tmp_path / "d", float("nan"), 30))
+    drawn = analysis.draw_frontier([*analysis.read_points(runs), *nothing]).axes[0].lines
+    np.testing.assert_array_equal(drawn[0].get_xydata(), step.get_xydata())
+    with pytest.raises(UserError, match="every point has a cost or a text_to_video/R@1 that is nan"):
+        analysis.draw_frontier(nothing)
 
 
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
@@ -104,6 +115,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path):
         (lambda: analysis.read_points([late]), "late has logged no flops up to step 30"),
         (lambda: analysis.read_points([torn]), "x.json: expected a result of vlp_jax.evaluate"),
         (lambda: analysis.read_points([a], metric="accuracy"), "metric = 'accuracy'.*has text_to_video/R@1"),
+        (lambda: analysis.read_points([a], where={"framez": 12}), r"where = \{'framez': 12\}.*mean 'frames'"),
         (lambda: analysis.draw_frontier([]), "expected what read_points returned"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,7 @@
 """A run opens with its own config, weights and data; clips that do not decode are passed over and named."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,11 @@ def test_what_is_not_there_is_refused_by_name(loaded, workdir, tmp_path):
         (lambda: loaded.clips(99), "99 clips of split 'test' were asked for, 10 of 10 decode"),
         (lambda: loaded.clips(0), "expected one clip or more"),
         (lambda: loaded.clips(records=[3, 10]), r"records = \[10\]: expected 0 to 9"),
+        (lambda: loaded.clips(records=np.arange(10) < 2), r"records = \[.*True.*\]: expected 0 to 9, integers"),
+        (lambda: loaded.clips(records=[True, 2]), r"records = \[True\]: expected 0 to 9, integers"),
+        (lambda: loaded.clips(records=[1.5]), r"records = \[1.5\]: expected 0 to 9, integers"),
+        (lambda: loaded.clips(records=[]), "expected one clip or more"),
+        (lambda: loaded.changed({"model.pruning.keep_rate": 7.0}), r"keep_rate = 7.0: expected a number in \(0, 1\]"),
         (lambda: analysis.load(workdir, step=7, best=True), "step=7, best=True"),
         (lambda: analysis.load(workdir, step=8), "8"),
         (lambda: analysis.load(workdir, best=True), "holds no best"),
@@ -92,6 +99,20 @@ def test_a_changed_run_has_the_same_parameters_and_leaves_the_first_as_it_was(lo
         loaded.changed({"model.projection": 8})
     with pytest.raises(UserError, match=r"unknown config key 'model.pruning.keep': did you mean"):
         loaded.changed({"model.pruning.keep": 0.5})
+
+
+def test_a_run_of_questions_asks_for_a_split_of_captions(loaded):
+    other = loaded.changed({"evaluation.split": "qa_test"})
+    config = {**loaded.run.metadata["config"], "task": {"kind": "question_answering"}}
+    metadata = {**loaded.run.metadata, "config": config}
+    tuned = dataclasses.replace(other, run=dataclasses.replace(other.run, metadata=metadata))
+    message = (
+        "fine-tuned for question answering, and split 'qa_test' has .*question.*: pass split=NAME of one with capt"
+    )
+    for call in (tuned.clips, lambda: analysis.retrieve(tuned), lambda: tuned.clips(split="qa_test")):
+        with pytest.raises(UserError, match=message):
+            call()
+    assert tuned.clips(1, split="test").captions == loaded.clips(1).captions
 
 
 def test_relative_data_is_found_from_a_folder_below_and_above(make_run, shapes, tmp_path, monkeypatch):

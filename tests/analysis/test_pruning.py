@@ -96,9 +96,13 @@ def test_the_share_kept_of_a_kind_counts_patches_of_that_kind_alone():
     figure = analysis.draw_share_kept(types.SimpleNamespace(config=config.defaults(), title="a run"), {"all": found})
     assert figure.axes[0].get_yticklabels()[0].get_text() == "all (4 patches)"
     for call, message in [
-        (lambda: analysis.share_kept(kept, kind[:1]), r"shape \(1, 1, 4\): expected \(2, 1, 4\)"),
+        (lambda: analysis.share_kept(kept, kind[:1]), r"shape \(1, 1, 4\), bool: expected \(2, 1, 4\)"),
         (lambda: analysis.share_kept(kept, ~visible), "none of the 7 patches"),
         (lambda: analysis.share_kept(kept, kind, []), "none of the 0 patches"),
+        (lambda: analysis.share_kept(kept, kind, [99]), r"rows = \[99\]: expected 0 to 1"),
+        (lambda: analysis.share_kept(kept, kind, [True, False]), r"rows = \[True, False\]: expected 0 to 1, integers"),
+        (lambda: analysis.share_kept(kept, kind.astype(float)), "float64: expected .* a bool for each patch"),
+        (lambda: analysis.share_kept(kept, kind, samples=0), "samples = 0: expected an integer above 0"),
         (lambda: analysis.draw_share_kept(None, {}), "expected a kind or more"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,6 @@
 """The browser ranks as the evaluator does, names what was missed, and draws it."""
 
+import dataclasses
 import json
 import types
 
@@ -8,6 +9,7 @@ import pytest
 
 from vlp_jax import analysis
 from vlp_jax.evaluation import retrieval as evaluation
+from vlp_jax.input import tokenizer as tokenizer_lib
 from vlp_jax.types import UserError
 
 
@@ -186,6 +188,33 @@ def test_minimal_pairs_compare_each_clip_with_its_caption_and_the_foil(loaded, r
     assert len(left.patches) == len(found.by_attribute) and len(right.patches) == len(found.by_word)
 
 
+def test_foils_ignore_case_and_need_a_separator():
+    groups = {"Colour": ("Red", "BLUE")}
+    (first, second, order) = analysis.foils(["A RED star, Then a blue star"], groups)
+    assert (first.word, first.text) == ("red", "A blue star, Then a blue star")
+    assert (second.word, second.text) == ("blue", "A RED star, Then a red star")
+    assert order.text == "a blue star, then A RED star"
+    assert analysis.foils(["A star, then a star"], groups) == []
+    with pytest.raises(UserError, match="separator = ''"):
+        analysis.foils(["a star"], groups, separator="")
+
+
+def test_a_foil_that_reads_like_its_caption_ties_however_the_evaluator_embedded_it(loaded, retrieved):
+    """Of captions cut after their first word of a group, foils in later words have the same ids."""
+    shorter = tokenizer_lib.open_tokenizer(loaded.config.input.tokenizer, 4, loaded.config.input.lowercase)
+    cut = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, tokenizer=shorter))
+    # As if it had rounded in favour of every true caption.
+    c, ranks = retrieved.captions, retrieved.ranks
+    better = ranks.texts_QxE + np.float32(1e-3) * ranks.clips_CxE[c.clip_Q]
+    found = analysis.minimal_pairs(
+        cut, dataclasses.replace(retrieved, ranks=dataclasses.replace(ranks, texts_QxE=better))
+    )
+    ids = lambda text: shorter.encode([text])[0].tolist()
+    same = [foil for foil in analysis.foils(c.texts) if ids(foil.text) == ids(c.texts[foil.query])]
+    motion = [foil for foil in same if foil.attribute == "motion"]
+    assert len(motion) == found.by_attribute["motion"].queries == found.by_attribute["motion"].wrong > 0
+
+
 def test_the_evaluators_result_does_not_change_by_what_the_browser_asks(retrieved):
     assert retrieved.ranks.to_video.shortlist_QxK.shape == (10, 5)
     assert json.dumps(retrieved.ranks.bad_clips) == "[]" and retrieved.ranks.clip_passes == 1
@@ -195,8 +224,11 @@ def test_what_is_not_there_is_refused_by_name(loaded, retrieved, monkeypatch):
     for call, message in [
         (lambda: retrieved.answers("text"), "direction = 'text': expected text_to_video or video_to_text"),
         (lambda: retrieved.order("size"), "order = 'size': expected one of split, component, caption"),
-        (lambda: analysis.draw_queries(loaded, retrieved, [10]), "there is no 10; expected numbers .* 0 to 9"),
+        (lambda: analysis.draw_queries(loaded, retrieved, [10]), r"queries = \[10\]: expected 0 to 9"),
         (lambda: analysis.draw_queries(loaded, retrieved, []), "queries = \\[\\]"),
+        (lambda: analysis.draw_queries(loaded, retrieved, [True]), r"queries = \[True\]: expected 0 to 9, integers"),
+        (lambda: retrieved.worst(-1), "count = -1: expected an integer above 0"),
+        (lambda: analysis.draw_projection(retrieved, "zebra"), r"words = \['zebra'\]: no caption of split 'test'"),
         (lambda: analysis.project(retrieved, "tsne"), "method = 'tsne': expected pca or umap"),
         (lambda: analysis.draw_projection(retrieved, []), "words = \\[\\]"),
         (lambda: analysis.minimal_pairs(loaded, retrieved, {"x": ("y", "z")}, separator="|"), "no caption of split"),

@@ -1,5 +1,7 @@
 """Scores of frames against texts: those that the model selects by."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,8 @@ def test_runs_without_a_selector_are_refused_and_features_have_bars_alone(make_r
     found = analysis.frame_selection(loaded, clips, clips.captions)
     figure = analysis.draw_frame_selection(loaded, clips, found)
     assert len(figure.axes) == 1 and len(figure.axes[0].patches) == 3
+    with pytest.raises(UserError, match="found is of clip 1, but clips holds 1"):
+        analysis.draw_frame_selection(loaded, clips, dataclasses.replace(found, clip=1))
     seen = analysis.word_attention(loaded, clips)
     assert seen.raw_FxAxWxTxN.shape[3:] == (3, 1)
     np.testing.assert_allclose(np.nansum(seen.raw_FxAxWxTxN, (3, 4)), 1, rtol=1e-5)

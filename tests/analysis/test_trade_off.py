@@ -95,6 +95,7 @@ def test_what_a_run_cannot_do_is_refused_by_the_knob(loaded, make_run, tmp_path)
         (lambda: analysis.what_if(loaded, keep_rates=(1.5,)), "model.pruning.keep_rate = 1.5"),
         (lambda: analysis.what_if(loaded, mask_ratios=(1.0,)), r"model.masking.ratio = 1.0: expected .* below 1"),
         (lambda: analysis.what_if(loaded, mask_ratios=(0.99,)), "with a visible patch left"),
+        (lambda: analysis.draw_what_if(loaded, []), "expected what what_if returned"),
         (lambda: analysis.what_if(other), r"config.model.pruning.layers = \(\)"),
         (lambda: analysis.what_if(other, keep_rates=()), "config.model.masking.kind = 'none'"),
     ]:

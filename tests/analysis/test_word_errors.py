@@ -1,5 +1,8 @@
 """What is confused is counted word by word, by attribute, by event and by the order of events."""
 
+import collections
+import itertools
+
 import numpy as np
 import pytest
 
@@ -43,6 +46,12 @@ def answer(query, true, found, rank=2):
         # Captions that nobody made by a template.
         ("a man plays guitar on stage", "a woman plays the guitar", "words", {("man", "woman"), ("", "the")}),
         ("a star", "", "number of events", {("a star", "")}),
+        # Stretches of unequal length.
+        ("a red star grows", "a cross grows", "words", {("red", ""), ("star", "cross")}),
+        ("a star grows", "a blue cross grows", "words", {("", "blue"), ("star", "cross")}),
+        ("a red grows", "a cross grows", "words", {("red", ""), ("", "cross")}),
+        ("a red star grows", "a star that is blue grows", "words", {("red", "blue"), ("", "that is")}),
+        ("a red star and a blue cross", "a blue star and a red cross", "words", {("red", "blue"), ("blue", "red")}),
     ],
 )
 def test_a_pair_of_captions_differs_in(true, found, kind, pairs):
@@ -98,6 +107,54 @@ def test_confusions_are_counted_as_a_loop_over_templates_counts_them():
     assert counts == sorted(counts, reverse=True)
 
 
+def test_attributes_and_words_are_counted_wherever_events_or_words_are_missing():
+    """Every caption of one or two events against every other, by the words that each event has of a group."""
+    groups = {"size": ("small", "large"), "colour": ("red", "blue")}
+    event = [("small", "red"), ("large", "red"), ("large", ""), ("", "blue"), ("", "")]
+    text = lambda words: " ".join(["a", *filter(None, words), "star"])
+    # The second event says what it is, so that it is matched with none but itself.
+    second = ", then some very long words about another thing that is {}"
+    captions = [((x,), text(x)) for x in event]
+    captions += [((x, ("", y)), text(x) + second.format(y)) for x in event[:3] for y in ("red", "blue")]
+    for (true, a), (found, b) in itertools.product(captions, captions):
+        result = analysis.confusions([answer(0, a, b)], groups)
+        wrong, named, lost, said = set(), set(), collections.Counter(), set()
+        for number, words in enumerate(true):
+            other = found[number] if number < len(found) else ("", "")
+            named |= {column for column in (0, 1) if words[column]}
+            wrong |= {column for column in (0, 1) if words[column] and words[column] != other[column]}
+            said |= set(filter(None, words))
+            lost += collections.Counter(filter(None, words)) - collections.Counter(other)
+        by_attribute = {name: one.wrong for name, one in result.by_attribute.items() if name != "order"}
+        assert by_attribute == {name: int(i in wrong) for i, name in enumerate(groups) if i in named}, (a, b)
+        assert result.by_word == {word: (int(lost[word] > 0), 1) for word in said}, (a, b)
+
+
+def test_a_word_left_out_beside_another_counts_against_its_attribute():
+    found = analysis.confusions([answer(0, "a small red circle moves left", "a large circle moves left")])
+    assert found.substitutions == {("red", ""): 1, ("small", "large"): 1}
+    assert {name: one.wrong for name, one in found.by_attribute.items()} == {
+        **{"size": 1, "colour": 1},
+        **{"shape": 0, "motion": 0},
+    }
+    assert found.by_word["small"] == found.by_word["red"] == (1, 1)
+    gone = analysis.confusions(
+        [answer(0, "a small red circle grows, then a large red star spins", "a large red star spins")]
+    )
+    assert gone.substitutions == {("a small red circle grows", ""): 1}
+    assert all(one.wrong for name, one in gone.by_attribute.items() if name != "order")
+    assert gone.by_word["circle"] == gone.by_word["red"] == (1, 1) and gone.by_word["star"] == (0, 1)
+
+
+def test_case_counts_neither_in_captions_nor_in_groups():
+    loud = {name.upper(): tuple(word.upper() for word in words) for name, words in GROUPS.items()}
+    texts = ("A RED star grows, THEN a blue star", "a Blue STAR grows, then a blue star")
+    found = analysis.confusions([answer(0, *texts)], loud)
+    assert found.substitutions == {("red", "blue"): 1} and found.kinds == {"words": 1}
+    assert found.by_attribute["COLOUR"].wrong == 1 and found.unknown == {"a": 2}
+    assert analysis.difference(*texts, loud) == analysis.difference(*(text.lower() for text in texts), GROUPS)
+
+
 def test_order_is_an_attribute_of_the_queries_that_have_one():
     answers = [
         answer(0, "a red star, then a blue star", "a blue star, then a red star"),
@@ -141,3 +198,8 @@ def test_what_makes_no_sense_is_refused():
         analysis.confusions([])
     with pytest.raises(UserError, match="'star' belongs to 'a' and to 'b'"):
         analysis.confusions([answer(0, "x", "y")], {"a": ["star"], "b": ["star"]})
+    with pytest.raises(UserError, match="separator = '': expected what stands between events"):
+        analysis.confusions([answer(0, "x", "y")], separator="")
+    with pytest.raises(UserError, match="'red' belongs to 'a' and to 'a'"):
+        analysis.foils(["x"], {"a": ["red", "RED"]})
+    assert analysis.confusions([answer(0, "a star", "a cross")], {"shape": "star"}).by_word == {"star": (1, 1)}

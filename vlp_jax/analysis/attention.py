@@ -71,6 +71,8 @@ def word_attention(loaded: Loaded, clips: Clips, text: str | None = None, clip: 
         )
     if not 0 <= clip < len(clips.captions):
         raise UserError(f"clip = {clip}: expected 0 to {len(clips.captions) - 1}, a number among the given clips")
+    if not isinstance(text, (str, type(None))):
+        raise UserError(f"text = {text!r}: expected one text, or None for the clip's own caption")
     batch = clips.batch
     ids, mask = batch.text_ids[clip : clip + 1], batch.text_mask[clip : clip + 1]
     if text is not None:
@@ -158,13 +160,20 @@ def draw_word_attention(
     Each row is drawn on a scale of its own, up to the share of one patch that stands beside the word.
 
     Args:
+      clips: those that `word_attention` was called with.
       words: those to draw, by name, a word that occurs twice twice; all but [CLS] and [SEP] by default.
       layer: fusion layer, from 0, whose own weights are drawn; the rollout over all layers by default.
       head: of that layer; the mean over its heads by default.
 
     Raises:
-      UserError: no such word, layer or head; or the run has no frames to draw on.
+      UserError: no such word, layer, head or clip; or the run has no frames to draw on.
     """
+    if found.clip >= len(clips.captions):
+        raise UserError(
+            f"found is of clip {found.clip}, but clips holds {len(clips.captions)}: expected the clips that "
+            "word_attention was called with"
+        )
+    words = [words] if isinstance(words, str) else words
     layers, heads = found.raw_FxAxWxTxN.shape[:2]
     if layer is None and head is not None:
         raise UserError(f"head = {head} without a layer: the rollout is over all heads; give layer=0 to {layers - 1}")

@@ -23,6 +23,7 @@ from vlp_jax.analysis.word_errors import (
     Share,
     attributes,
     draw_shares,
+    events,
     plain_bars,
     share,
 )
@@ -39,7 +40,7 @@ class Foil:
       query: number of the caption.
       text: what it was made to.
       attribute: what is wrong, a group's name or `order`.
-      word: the true word that was replaced; '' for `order`.
+      word: the true word that was replaced, in lower case; '' for `order`.
     """
 
     query: int
@@ -70,25 +71,28 @@ def foils(
 
     Args:
       texts: Q captions.
-      groups: attribute -> its words and phrases; a group of a single word makes no foil.
+      groups: attribute -> its words and phrases; a group of a single word makes no foil. Case does not count.
       separator: what stands between events.
+
+    Raises:
+      UserError: a word that two attributes hold, or an empty separator.
     """
     attribute_of = attributes(groups)
     longest_first = sorted(map(re.escape, attribute_of), key=len, reverse=True)
-    pattern = re.compile(rf"\b(?:{'|'.join(longest_first)})\b") if longest_first else None
+    pattern = re.compile(rf"\b(?:{'|'.join(longest_first)})\b", re.IGNORECASE) if longest_first else None
     rng = np.random.default_rng(seed)
     found = []
     for query, text in enumerate(texts):
         for match in pattern.finditer(text) if pattern else ():
-            word = match.group()
-            others = [other for other in groups[attribute_of[word]] if other != word]
+            word = match.group().lower()
+            others = [x for x, attribute in attribute_of.items() if attribute == attribute_of[word] and x != word]
             if others:
                 other = others[rng.integers(len(others))]
                 foil = text[: match.start()] + other + text[match.end() :]
                 found.append(Foil(query, foil, attribute_of[word], word))
-        events = text.split(separator)
-        if events != events[::-1]:
-            found.append(Foil(query, separator.join(events[::-1]), ORDER, ""))
+        parts = events(text, separator)
+        if [part.lower() for part in parts] != [part.lower() for part in parts[::-1]]:
+            found.append(Foil(query, separator.join(parts[::-1]), ORDER, ""))
     return found
 
 
@@ -118,8 +122,10 @@ def minimal_pairs(
         )
     query = np.array([foil.query for foil in made])
     clips = retrieved.ranks.clips_CxE[c.clip_Q[query]]
-    texts = _embed(loaded, [foil.text for foil in made])
-    wrong = (clips * texts).sum(1) >= (clips * retrieved.ranks.texts_QxE[query]).sum(1)
+    # Together, as the embedding of a text differs by rounding with the batch that it is in.
+    both = _embed(loaded, [*(foil.text for foil in made), *(c.texts[foil.query] for foil in made)])
+    foil_NxE, true_NxE = both[: len(made)], both[len(made) :]
+    wrong = (clips * foil_NxE).sum(1) >= (clips * true_NxE).sum(1)
     attribute: dict[str, list[tuple[bool, int]]] = collections.defaultdict(list)
     word: dict[str, list[tuple[bool, int]]] = collections.defaultdict(list)
     for foil, bad in zip(made, wrong.tolist()):
@@ -129,7 +135,7 @@ def minimal_pairs(
             word[foil.word].append(outcome)
     return MinimalPairs(
         {name: share(attribute[name]) for name in (*groups, ORDER) if attribute[name]},
-        {name: share(word[name]) for words in groups.values() for name in words if word[name]},
+        {name: share(word[name]) for name in attributes(groups) if word[name]},
     )
 
 

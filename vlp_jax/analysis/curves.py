@@ -248,15 +248,17 @@ def _names(folders: Sequence[pathlib.Path]) -> list[str]:
 def _series(lines: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found: dict[str, tuple[list[int], list[float]]] = {}
     for line in lines:
-        for name, value in line.items():
-            if name == "step":
-                continue
-            steps, values = found.setdefault(name, ([], []))
-            while steps and steps[-1] >= line["step"]:
+        # One step may have a line of losses and one of validation.
+        for name, (steps, values) in found.items():
+            while steps and (steps[-1] > line["step"] or (steps[-1] == line["step"] and name in line)):
                 steps.pop()
                 values.pop()
-            steps.append(line["step"])
-            values.append(value)
+        for name, value in line.items():
+            if name != "step":
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    found = {name: points for name, points in found.items() if points[0]}
     return {name: (np.array(steps), np.array(values, np.float64)) for name, (steps, values) in found.items()}
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from vlp_jax.analysis.curves import X_AXES, Curves, add_legend, read_curves, run_style
 from vlp_jax.evaluation import evaluators
+from vlp_jax.input.sources import near
 from vlp_jax.types import UserError
 from vlp_jax.workdir import CONFIG_FILE
 
@@ -50,7 +51,7 @@ class CostPoint:
 
 
 def read_points(
-    runs: Sequence[Stages],
+    runs: Sequence[Stages] | str | os.PathLike,
     *,
     metric: str = "text_to_video/R@1",
     cost: str = "flops",
@@ -74,10 +75,13 @@ def read_points(
 
     Raises:
       UserError: no run, a run without such a result, two results of one checkpoint under other conditions, results of
-        different queries, a metric or cost that is not there, or costs that were not logged up to the checkpoint.
+        different queries, a metric, cost or field of `where` that is not there, or costs that were not logged up to the
+        checkpoint.
     """
     if cost not in COSTS:
         raise UserError(f"cost = {cost!r}: expected one of {', '.join(COSTS)}")
+    if isinstance(runs, (str, os.PathLike)):
+        runs = [runs]
     if not runs:
         raise UserError("read_points([]): expected one workdir or more")
     stages = [[run] if isinstance(run, (str, os.PathLike)) else list(run) for run in runs]
@@ -111,13 +115,13 @@ def pareto(costs: Any, values: Any, *, higher_is_better: bool = True) -> np.ndar
     """Which points no other beats: none is as good for less, or better for as much; bool `[N]`.
 
     Args:
-      costs, values: `[N]`.
+      costs, values: `[N]`; a point that has a nan neither beats nor stands on the frontier.
     """
     costs, values = np.asarray(costs, np.float64), np.asarray(values, np.float64)
     values = values if higher_is_better else -values
     as_good = (costs[None] <= costs[:, None]) & (values[None] >= values[:, None])
     better = (costs[None] < costs[:, None]) | (values[None] > values[:, None])
-    return ~(as_good & better).any(1)
+    return ~(as_good & better).any(1) & ~np.isnan(costs) & ~np.isnan(values)
 
 
 def draw_frontier(
@@ -138,8 +142,10 @@ def draw_frontier(
     axis = figure.subplots()
     x, y = np.array([p.cost for p in points]), np.array([p.value for p in points])
     front = pareto(x, y, higher_is_better=not lower)
+    if not front.any():
+        raise UserError(f"draw_frontier: every point has a cost or a {metric} that is nan: expected a number or more")
     order = np.argsort(x[front], kind="stable")
-    best = (np.append(x[front][order], x.max()), np.append(y[front][order], y[front][order][-1]))
+    best = (np.append(x[front][order], np.nanmax(x)), np.append(y[front][order], y[front][order][-1]))
     axis.plot(*best, drawstyle="steps-post", color="#888888", linewidth=1.2, zorder=1)
     for point, wins in zip(points, front):
         # An interval of resamples need not hold the value itself.
@@ -151,7 +157,7 @@ def draw_frontier(
         mark = "" if point.whole else "*"
         axis.annotate(f"{point.step}{mark}", (point.cost, point.value), (6, 4), textcoords="offset points", fontsize=8)
     axis.margins(x=0.12)
-    if x.min() > 0 and x.max() > 1.5 * x.min():
+    if np.nanmin(x) > 0 and np.nanmax(x) > 1.5 * np.nanmin(x):
         axis.set_xscale("log")
     axis.set_xlabel(f"cost of training, {X_AXES[cost]}")
     axis.set_ylabel(metric + (" (lower is better)" if lower else ", %"))
@@ -171,7 +177,7 @@ def _results(
 ) -> dict[int, tuple[pathlib.Path, dict[str, Any]]]:
     """Step -> the file and the result of a run that fit; fields that a result lacks fit any value."""
     found: dict[int, tuple[pathlib.Path, dict[str, Any]]] = {}
-    there = []
+    there, fields = [], set(_CONDITIONS)
     for file in sorted((workdir / "evaluation").glob("*.json")):
         try:
             result = json.loads(file.read_bytes())
@@ -180,6 +186,7 @@ def _results(
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: expected a result of vlp_jax.evaluate ({error!r}); make it anew") from None
         there.append(file.name)
+        fields |= result.keys()
         if kind != (task, split) or any(result.get(key, value) != value for key, value in where.items()):
             continue
         if step in found:
@@ -191,6 +198,12 @@ def _results(
                 f"{said or 'nothing that they say'}: choose one, e.g. by where={{'frames': 4}}, or remove one"
             )
         found[step] = file, result
+    for key in where:
+        if there and key not in fields:
+            raise UserError(
+                f"where = {{{key!r}: {where[key]!r}}}: expected a field of a result, one of "
+                f"{', '.join(sorted(fields))}{near(key, sorted(fields))}"
+            )
     if not found:
         raise UserError(
             f"{workdir / 'evaluation'} holds no result of {task} on split {split!r} with {dict(where)}"

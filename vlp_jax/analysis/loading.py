@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 
 from vlp_jax import config as config_lib
-from vlp_jax import mirror, runs, sharding
+from vlp_jax import mirror, runs, sharding, validation
 from vlp_jax import state as state_lib
-from vlp_jax.input import pipeline, sources
+from vlp_jax.analysis import arguments
+from vlp_jax.input import annotations, pipeline, sources
 from vlp_jax.recipes import recipe
 from vlp_jax.types import Batch, UserError
 
@@ -73,7 +74,7 @@ class Loaded:
         """The clips of a split, by default of `config.evaluation.split`, at the run's own `config.input.path`.
 
         Raises:
-          UserError: its data is not there, or has no such split.
+          UserError: its data is not there, has no such split, or, of a task's run, no captions in it.
         """
         for key in _PATHS:
             path = config_lib.leaves(self.config)[key]
@@ -84,7 +85,16 @@ class Loaded:
                     f"is neither here ({pathlib.Path.cwd()}) nor in a folder above this one or the workdir: say where "
                     f"it is, {fix}"
                 )
-        return sources.open_source(self.config.input, split or self.config.evaluation.split)
+        source = sources.open_source(self.config.input, split or self.config.evaluation.split)
+        trained = self.run.metadata["config"]["task"]["kind"]
+        # What was loaded of a task's run is its recipe, which reads clips with captions.
+        if trained != "pretrain" and not annotations.fits(source.columns, "pretrain"):
+            raise UserError(
+                f"{self.workdir} was fine-tuned for {trained.replace('_', ' ')}, and split "
+                f"{split or self.config.evaluation.split!r} has {', '.join(sorted(source.columns))}: pass split=NAME "
+                "of one with captions, such as split='test'"
+            )
+        return source
 
     def clips(self, count: int = 4, *, split: str | None = None, records: Sequence[int] | None = None) -> Clips:
         """Decodes the first `count` clips of a split that decode, or those of the given records.
@@ -94,15 +104,17 @@ class Loaded:
           records: numbers of examples in the split.
 
         Raises:
-          UserError: the split has fewer than `count` clips that decode, or one of `records` does not.
+          UserError: the split has fewer than `count` clips that decode, or one of `records` does not, or is no number
+            in the split.
         """
         source = self.source(split)
         split = split or self.config.evaluation.split
-        if records is not None and (outside := [r for r in records if not 0 <= r < len(source)]):
-            raise UserError(f"records = {outside[:5]}: expected 0 to {len(source) - 1}, the numbers in split {split!r}")
-        if count < 1 or (records is not None and not len(records)):
+        chosen = list(range(len(source)))
+        if records is not None:
+            chosen = arguments.numbers("records", records, len(source), f"in split {split!r}")
+        if count < 1 or not chosen:
             raise UserError(f"clips(count={count}, records={records}): expected one clip or more")
-        wanted = np.arange(len(source)) if records is None else np.asarray(records, np.int64)
+        wanted = np.array(chosen)
         batches = pipeline.evaluation_batches(
             self.config, source, self.run.tokenizer, batch_size=min(_BATCH, len(wanted)), records=wanted
         )
@@ -171,16 +183,28 @@ class Loaded:
           changes: dotted key -> value, e.g. `{"model.pruning.keep_rate": 0.5}`.
 
         Raises:
-          UserError: there is no such knob, or the model would have other parameters.
+          UserError: there is no such knob, a value is out of range or does not fit the others, or the model would have
+            other parameters.
         """
         config = config_lib.update(self.config.copy_and_resolve_references(), changes)
+        # The checkpoint has been chosen, perhaps by a metric of a task that is no longer there.
+        chosen = config_lib.update(config.copy_and_resolve_references(), {"evaluation.select_by": ""})
+        validation.validate(chosen)
+        return self.under(config)
+
+    def under(self, config: Any) -> "Loaded":
+        """The same parameters under a whole config, which need not be one to train by; else as `changed`.
+
+        Raises:
+          UserError: the model would have other parameters.
+        """
         run = self.run
         make = lambda: recipe.build(config, run.tokenizer, nnx.Rngs(0))
         graph, abstract = sharding.abstract_model(make)
         form = lambda tree: {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
         if odd := dict(form(abstract).items() ^ form(run.params).items()):
             raise UserError(
-                f"changed({changes}): the model would have other parameters ({sorted(odd)[0]}), which {self.title} has "
+                f"under this config the model would have other parameters ({sorted(odd)[0]}), which {self.title} has "
                 "not learned; expected knobs such as model.pruning.keep_rate"
             )
         setup = dataclasses.replace(run.setup, config=config, graph=graph, make_model=make)

@@ -78,13 +78,19 @@ def draw_projection(
       method, centred: as in `project`.
 
     Raises:
-      UserError: no words, or as `project`.
+      UserError: no words, none that a caption has, or as `project`.
     """
+    words = [words] if isinstance(words, str) else words
     if not words:
         raise UserError("words = []: expected words that captions have, to colour by")
     texts, clips, axes_label = project(retrieved, method, centred=centred)
     c = retrieved.captions
     found = [_first(words, text) for text in c.texts]
+    if not any(found):
+        raise UserError(
+            f"words = {list(words)}: no caption of split {retrieved.split!r} has one of them; expected words that "
+            f"captions have, such as those of {next(filter(str.strip, c.texts), '')!r}"
+        )
     named = [word for word, _ in collections.Counter(w for w in found if w).most_common(len(_COLORS))]
     # A dot that is blue and means red would mislead everybody.
     own = all(is_color_like(word) for word in words)
@@ -120,6 +126,8 @@ def draw_projection(
 def _first(words: Sequence[str], text: str) -> str | None:
     """The word of `words` that stands first in a text."""
     hits = [
-        (match.start(), -len(word), word) for word in words if (match := re.search(rf"\b{re.escape(word)}\b", text))
+        (match.start(), -len(word), word)
+        for word in words
+        if (match := re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
     ]
     return min(hits)[2] if hits else None

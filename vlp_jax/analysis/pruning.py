@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vlp_jax import config as config_lib
 from vlp_jax import masking
-from vlp_jax.analysis import drawing
+from vlp_jax.analysis import arguments, drawing
 from vlp_jax.analysis.loading import Clips, Loaded
 from vlp_jax.evaluation import statistics
 from vlp_jax.types import UserError
@@ -152,13 +152,16 @@ def share_kept(kept: Kept, kind_BxTxN: np.ndarray, rows: Sequence[int] | None = 
       samples: resamples behind the interval.
 
     Raises:
-      UserError: no patch that the encoder was shown is of the kind.
+      UserError: no patch that the encoder was shown is of the kind, or an argument of another form.
     """
-    if kind_BxTxN.shape != kept.visible_BxTxN.shape:
+    if kind_BxTxN.shape != kept.visible_BxTxN.shape or kind_BxTxN.dtype != bool:
         raise UserError(
-            f"patches of shape {kind_BxTxN.shape}: expected {kept.visible_BxTxN.shape}, a bool for each patch"
+            f"kind_BxTxN: patches of shape {kind_BxTxN.shape}, {kind_BxTxN.dtype}: expected "
+            f"{kept.visible_BxTxN.shape}, a bool for each patch"
         )
-    chosen = np.arange(len(kind_BxTxN)) if rows is None else np.asarray(rows, np.int64)
+    arguments.check_positive("samples", samples)
+    count = len(kind_BxTxN)
+    chosen = np.array(arguments.numbers("rows", range(count) if rows is None else rows, count, "of the clips"), int)
     shown, left = kept.visible_BxTxN[chosen], kept.kept_RxBxTxN[-1][chosen]
     of_kind = kind_BxTxN[chosen] & shown
     if not of_kind.any():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from vlp_jax.analysis import arguments
 from vlp_jax.analysis.loading import Loaded
 from vlp_jax.analysis.principal import principal_components
 from vlp_jax.evaluation import retrieval
@@ -86,7 +87,12 @@ class Retrieved:
         return out
 
     def worst(self, count: int = 10, direction: str = "text_to_video") -> list[Answer]:
-        """The queries that were missed by most, at most `count`: by rank, then by margin."""
+        """The queries that were missed by most, at most `count`: by rank, then by margin.
+
+        Raises:
+          UserError: a count below 1, or no such direction.
+        """
+        arguments.check_positive("count", count)
         missed = [answer for answer in self.answers(direction) if answer.rank > 1]
         return sorted(missed, key=lambda answer: (-answer.rank, -answer.margin))[:count]
 
@@ -144,13 +150,13 @@ def retrieve(loaded: Loaded, split: str | None = None) -> Retrieved:
     return Retrieved(f"{loaded.title}, split {split}", split, evaluator.captions, ranks, scores)
 
 
-def draw_queries(loaded: Loaded, retrieved: Retrieved, queries: Sequence[int]) -> Figure:
+def draw_queries(loaded: Loaded, retrieved: Retrieved, queries: Sequence[int] | int) -> Figure:
     """Draws, for each caption, the clip that is right and the TOP clips that were found, with scores and captions.
 
     A clip is a strip of at most 4 of its frames; a right one has a green frame, a wrong one an orange one.
 
     Args:
-      queries: numbers of captions, such as `Answer.query` of `retrieved.worst()`.
+      queries: numbers of captions, such as `Answer.query` of `retrieved.worst()`; or one.
 
     Raises:
       UserError: no such query, one whose clip did not decode, or a run on features, which has no pictures.
@@ -159,19 +165,15 @@ def draw_queries(loaded: Loaded, retrieved: Retrieved, queries: Sequence[int]) -
     if loaded.config.input.features.width:
         raise UserError("draw_queries: the run sees features that another network computed, there is no clip to draw")
     answers = {answer.query: answer for answer in retrieved.answers()}
-    for query in queries:
-        if query not in answers:
-            lost = 0 <= query < len(c.texts)
-            raise UserError(
-                f"queries = {list(queries)}: "
-                + (f"the clip of {query} did not decode, or it has no words" if lost else f"there is no {query}")
-                + f"; expected numbers of captions, 0 to {len(c.texts) - 1}"
-            )
-    if not len(queries):
+    queries = arguments.numbers("queries", queries, len(c.texts), "of captions")
+    if lost := [query for query in queries if query not in answers]:
+        raise UserError(
+            f"queries = {queries}: the clip of {lost[0]} did not decode, or it has no words; expected captions that "
+            "retrieved.answers() lists"
+        )
+    if not queries:
         raise UserError("queries = []: expected numbers of captions; where nothing was missed there are no worst ones")
-    listed = {
-        q: ranks.to_video.shortlist_QxK[q][ranks.to_video.listed_QxK[q]].tolist()[:TOP] for q in map(int, queries)
-    }
+    listed = {q: ranks.to_video.shortlist_QxK[q][ranks.to_video.listed_QxK[q]].tolist()[:TOP] for q in queries}
     needed = sorted({clip for q, clips in listed.items() for clip in (answers[q].clip, *clips)})
     clips = loaded.clips(split=retrieved.split, records=c.records[needed].tolist())
     strip = dict(zip(needed, map(_strip, clips.batch.video)))

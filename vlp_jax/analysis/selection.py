@@ -72,6 +72,11 @@ def draw_frame_selection(loaded: Loaded, clips: Clips, found: Selection) -> Figu
 
     Kept frames have filled bars. Of precomputed features there are no frames to show, and the bars stand alone.
     """
+    if found.clip >= len(clips.captions):
+        raise UserError(
+            f"found is of clip {found.clip}, but clips holds {len(clips.captions)}: expected the clips that "
+            "frame_selection was called with"
+        )
     matplotlib.rcParams["font.size"] = 8
     total, count = found.share_PxT.shape[1], len(found.texts)
     has_frames = not loaded.config.input.features.width

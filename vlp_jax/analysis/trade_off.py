@@ -112,14 +112,15 @@ def what_if(
 
 def _variant(loaded, knob, value):
     """The run under one setting, and the function that embeds its clips."""
-    variant, masks = loaded.changed({knob: value}), knob.endswith("ratio")
-    c, frames = variant.config, config_lib.evaluated_input(loaded.config).frames
+    masks, frames = knob.endswith("ratio"), config_lib.evaluated_input(loaded.config).frames
+    tried = config_lib.update(loaded.config.copy_and_resolve_references(), {knob: value})
     right = 0 <= value < 1 if masks else 0 < value <= 1
-    if not right or min(config_lib.visible_patches(c, frames)) < 1:
+    if not right or min(config_lib.visible_patches(tried, frames)) < 1:
         expected = "from 0 to below 1, with a visible patch left" if masks else "above 0, up to 1"
         raise UserError(f"{knob} = {value}: expected a value {expected}")
-    hides = masks and config_lib.visible_patches(c, frames) != config_lib.grid(c, frames)
-    return variant, _embed_masked if hides else _embed_whole
+    hides = masks and config_lib.visible_patches(tried, frames) != config_lib.grid(tried, frames)
+    # Clips that are whole are none to train on, where hidden patches are rebuilt.
+    return loaded.under(tried), _embed_masked if hides else _embed_whole
 
 
 def _embed_whole(model, video, index, seed):
@@ -163,7 +164,12 @@ def draw_what_if(loaded: Loaded, points: Sequence[Point]) -> Figure:
 
     Some of a knob's values stand beside its line. Bands are 95% bootstrap intervals; a ring marks the setting that the
     run is evaluated at.
+
+    Raises:
+      UserError: no points.
     """
+    if not points:
+        raise UserError("draw_what_if(points=[]): expected what what_if returned")
     matplotlib.rcParams["font.size"] = 8
     figure = Figure(figsize=(8.2, 3.5), layout="constrained")
     figure.suptitle(f"Recall of {loaded.title}, as it is, when more is dropped at test", fontsize=9)

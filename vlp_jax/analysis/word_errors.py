@@ -30,6 +30,8 @@ KINDS = ("same caption", "order", "words", "words and order", "number of events"
 ORDER = "order"
 _MOST_EVENTS = 6  # that are matched in every order
 _SAMPLES = 1000
+_Words = tuple[str, ...]
+_Pair = tuple[_Words, _Words]  # true and found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Confusions:
       queries, missed: counts.
       kinds: of the missed, kind -> count; only kinds that occur.
       substitutions: `(true, found)` -> count, most frequent first; '' for none.
-      by_attribute: attribute -> of the queries that name it, those whose first hit has another; `order`, of the queries
-        with several events, those whose first hit has them in another order, perhaps with other words.
-      by_word: word of a group -> `(wrong, queries)`: of the queries that say it, those whose first hit says another.
+      by_attribute: attribute -> of the queries that name it, those whose first hit has another, one more or none of it
+        in the event that is matched; `order`, of the queries with several events, those whose first hit has them in
+        another order, perhaps with other words.
+      by_word: word of a group -> `(wrong, queries)`: of the queries that say it, those whose first hit has another or
+        none in its place.
       unknown: words of the queries' captions that no group holds -> count.
     """
 
@@ -84,18 +88,29 @@ class Confusions:
 
 
 def attributes(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Word or phrase -> its attribute.
+    """Word or phrase in lower case -> its attribute.
 
     Raises:
-      UserError: two attributes hold one word.
+      UserError: two attributes hold one word, or one holds it twice.
     """
     found: dict[str, str] = {}
     for attribute, words in groups.items():
-        for word in words:
+        for word in [words.lower()] if isinstance(words, str) else map(str.lower, words):
             if word in found:
                 raise UserError(f"groups: {word!r} belongs to {found[word]!r} and to {attribute!r}: expected one")
             found[word] = attribute
     return found
+
+
+def events(text: str, separator: str) -> list[str]:
+    """The events of a caption, whatever the case of its separators.
+
+    Raises:
+      UserError: an empty separator.
+    """
+    if not separator:
+        raise UserError(f"separator = '': expected what stands between events, such as {SEPARATOR!r}")
+    return re.split(re.escape(separator), text, flags=re.IGNORECASE)
 
 
 def confusions(
@@ -108,11 +123,11 @@ def confusions(
 
     Args:
       answers: of `Retrieved.answers`.
-      groups: attribute -> its words and phrases.
+      groups: attribute -> its words and phrases; case does not count.
       separator: what stands between events.
 
     Raises:
-      UserError: no answers, or a word that two attributes hold.
+      UserError: no answers, a word that two attributes hold, or an empty separator.
     """
     if not answers:
         raise UserError("confusions([]): expected the answers of a split of which at least one clip decodes")
@@ -125,22 +140,26 @@ def confusions(
     words_asked: collections.Counter[str] = collections.Counter()
     words_wrong: collections.Counter[str] = collections.Counter()
     for answer in answers:
-        events = split(answer.true)
-        words = {word for event in events for word in event}
-        unknown.update(word for event in events for word in event if word not in attribute_of)
-        changed, ordered = set(), True
+        true = split(answer.true)
+        unknown.update(word for event in true for word in event if word not in attribute_of)
+        changed: set[str] = set()  # words
+        wrong: set[str] = set()  # attributes
+        ordered = True
         if answer.rank > 1:
-            difference = _compare(events, split(answer.found))
-            kinds[difference.kind] += 1
-            pairs.update(difference.substitutions)
-            changed = {true for true, _ in difference.substitutions}
-            ordered = "order" not in difference.kind
-        asked = words & attribute_of.keys()
+            kind, by_event = _compare(true, split(answer.found), attribute_of)
+            kinds[kind] += 1
+            ordered = "order" not in kind
+            for event, differences in by_event:
+                pairs.update(_joined(differences))
+                named = {attribute_of.get(word) for word in event}
+                changed |= {word for left, _ in differences for word in left}
+                wrong |= {attribute_of[w] for both in differences for w in sum(both, ()) if w in attribute_of} & named
+        asked = {word for event in true for word in event} & attribute_of.keys()
         words_asked.update(asked)
         words_wrong.update(asked & changed)
         for attribute in {attribute_of[word] for word in asked}:
-            outcomes[attribute].append((any(attribute_of.get(word) == attribute for word in changed), answer.clip))
-        if len(events) > 1:
+            outcomes[attribute].append((attribute in wrong, answer.clip))
+        if len(true) > 1:
             outcomes[ORDER].append((not ordered, answer.clip))
     return Confusions(
         queries=len(answers),
@@ -159,10 +178,13 @@ def difference(
     """How the caption that was found differs from the true one.
 
     Events are matched in the order in which they differ least. Where that is another than their own, their order is
-    wrong as well. What one caption has more events is told as a whole.
+    wrong as well. What one caption has more events is told as a whole. Within an event, words stand against words of
+    their own attribute as far as there are any.
     """
-    split = _tokeniser([word for words in groups.values() for word in words], separator)
-    return _compare(split(true), split(found))
+    attribute_of = attributes(groups)
+    split = _tokeniser(attribute_of, separator)
+    kind, by_event = _compare(split(true), split(found), attribute_of)
+    return Difference(kind, tuple(pair for _, differences in by_event for pair in _joined(differences)))
 
 
 def share(outcomes: Sequence[tuple[bool, int]]) -> Share:
@@ -223,39 +245,74 @@ def _tokeniser(known, separator):
     """A function of a caption: its events, each a tuple of words, phrases that are known being one word."""
     phrases = sorted((word for word in known if " " in word), key=len, reverse=True)
     pattern = re.compile("|".join([*(rf"\b{re.escape(phrase)}\b" for phrase in phrases), r"\w+(?:['’-]\w+)*"]))
-    return lambda text: [tuple(pattern.findall(event)) for event in text.lower().split(separator) if event.strip()]
+    return lambda text: [tuple(pattern.findall(event)) for event in events(text.lower(), separator) if event.strip()]
 
 
-def _compare(true: list[tuple[str, ...]], found: list[tuple[str, ...]]) -> Difference:
+def _compare(
+    true: list[_Words], found: list[_Words], attribute_of: Mapping[str, str]
+) -> tuple[str, list[tuple[_Words, list[_Pair]]]]:
+    """The kind of a difference, and each true event with what differs in the event that it is matched with."""
     if true == found:
-        return Difference("same caption", ())
+        return "same caption", []
     count = max(len(true), len(found))
-    padded: list[tuple[str, ...]] = [*found, *[()] * (count - len(found))]
+    padded: list[_Words] = [*found, *[()] * (count - len(found))]
     true = [*true, *[()] * (count - len(true))]
     straight = tuple(range(count))
     orders = itertools.permutations(straight) if count <= _MOST_EVENTS else [straight]
+    table = [[_differences(a, b, attribute_of) for b in padded] for a in true]
+    cost = [[sum(max(_length(x), _length(y)) for x, y in cell) for cell in row] for row in table]
     # The first of equal ones is the order as it stands.
-    best = min(orders, key=lambda order: sum(_distance(a, padded[b]) for a, b in zip(true, order)))
-    pairs = [pair for a, b in zip(true, best) for pair in _substitutions(a, padded[b])]
+    best = min(orders, key=lambda order: sum(cost[i][j] for i, j in enumerate(order)))
+    by_event = [(event, table[i][j]) for i, (event, j) in enumerate(zip(true, best))]
     if () in true or () in padded:
-        return Difference("number of events", tuple(pairs))
+        return "number of events", by_event
     if best == straight:
-        return Difference("words", tuple(pairs))
-    return Difference("words and order" if pairs else "order", tuple(pairs))
+        return "words", by_event
+    return ("words and order" if any(pairs for _, pairs in by_event) else "order"), by_event
 
 
-def _substitutions(a: tuple[str, ...], b: tuple[str, ...]) -> list[tuple[str, str]]:
-    """What stands in b in place of what in a: word by word where a stretch has as many, else the stretch."""
+def _differences(a: _Words, b: _Words, attribute_of: Mapping[str, str]) -> list[_Pair]:
+    """What stands in event b in place of what in event a.
+
+    Of the stretches in which they differ, words of one attribute are paired, in the nearest stretches first. Of what is
+    left, a stretch stands against a stretch, unless both hold words of other attributes: these have no counterpart.
+    """
     if not a or not b:
-        return [(" ".join(a), " ".join(b))] if a or b else []
-    out = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if kind == "replace" and j - i == m - k:
-            out += list(zip(a[i:j], b[k:m]))
-        elif kind != "equal":
-            out.append((" ".join(a[i:j]), " ".join(b[k:m])))
+        return [(a, b)] if a or b else []
+    codes = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    stretches = [(list(a[i:j]), list(b[k:m])) for kind, i, j, k, m in codes if kind != "equal"]
+    out: list[_Pair] = []
+    numbers = range(len(stretches))
+    for i, j in sorted(itertools.product(numbers, numbers), key=lambda ij: abs(ij[0] - ij[1])):
+        out += _pair_attributes(stretches[i][0], stretches[j][1], attribute_of)
+    for left, right in stretches:
+        known = [[word for word in side if word in attribute_of] for side in (left, right)]
+        if all(known):
+            out += [((word,), ()) for word in known[0]] + [((), (word,)) for word in known[1]]
+            left, right = ([word for word in side if word not in attribute_of] for side in (left, right))
+        if len(left) == len(right):
+            out += [((x,), (y,)) for x, y in zip(left, right)]
+        else:
+            out.append((tuple(left), tuple(right)))
     return out
 
 
-def _distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    return sum(max(len(x.split()), len(y.split())) for x, y in _substitutions(a, b))
+def _pair_attributes(left: list[str], right: list[str], attribute_of: Mapping[str, str]) -> list[_Pair]:
+    """Takes words of one attribute out of both lists, in pairs; a word that only stands elsewhere is no difference."""
+    out: list[_Pair] = []
+    for alike in (True, False):
+        for word in [word for word in left if word in attribute_of]:
+            others = [x for x in right if (x == word if alike else attribute_of.get(x) == attribute_of[word])]
+            if others:
+                left.remove(word)
+                right.remove(others[0])
+                out += [] if alike else [((word,), (others[0],))]
+    return out
+
+
+def _joined(differences: list[_Pair]) -> list[tuple[str, str]]:
+    return [(" ".join(left), " ".join(right)) for left, right in differences]
+
+
+def _length(words: _Words) -> int:
+    return len(" ".join(words).split())
