@@ -28,7 +28,7 @@ def execute(environment, tmp_path, monkeypatch):
     """Runs a notebook from its own folder in a process of its own; returns it with its outputs."""
 
     def call(path, **variables):
-        for name in ("VLP_JAX_WORKDIR", "VLP_JAX_WORKDIRS"):
+        for name in ("VLP_JAX_WORKDIR", "VLP_JAX_WORKDIRS", "VLP_JAX_SPLIT"):
             monkeypatch.delenv(name, raising=False)
         own = {"IPYTHONDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
