@@ -250,7 +250,7 @@ def test_of_a_file_with_bad_windows_only_those_of_the_machine_are_tried_again(in
         return real(self, path, span, end)
 
     def slow(self, path):
-        raise update.VideoError("its end was not found within the time limit of 1 s")
+        raise update.OutOfTime("its end was not found within the time limit of 1 s")
 
     monkeypatch.setattr(update.Reading, "tube", tube)
     entry = index(reading=reading)[0].entries["long.mp4"]

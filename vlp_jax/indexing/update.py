@@ -15,7 +15,7 @@ from vlp_jax.indexing import windows
 from vlp_jax.indexing.folder import UNREADABLE, Found, Stamp
 from vlp_jax.indexing.store import Bad, Entry, Store
 from vlp_jax.indexing.windows import Span
-from vlp_jax.input.container import VideoError
+from vlp_jax.input.container import OutOfTime, VideoError
 from vlp_jax.telemetry.counting import CountProgress
 from vlp_jax.types import UserError
 
@@ -290,16 +290,11 @@ def _why(error: Exception) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether an error is of the machine, such as a slow one or one out of memory, and not of the file's content.
-
-    Time limits of the decoder and of `windows.end_of` are told by their text.
-    """
+    """Whether an error is of the machine, such as a slow one or one out of memory, and not of the file's content."""
     while error:
-        if isinstance(error, (MemoryError, av.error.ExitError)):  # the second: libav gave up at the time limit
+        if isinstance(error, (MemoryError, OutOfTime, av.error.ExitError)):  # the last: libav gave up at the time limit
             return True
         if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
-            return True
-        if isinstance(error, VideoError) and "within the time limit" in str(error):
             return True
         error = error.__cause__
     return False

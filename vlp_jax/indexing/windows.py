@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from vlp_jax.input import decoder, video
-from vlp_jax.input.container import VideoError, open_container, reasons, video_stream
+from vlp_jax.input.container import OutOfTime, open_container, reasons, video_stream
 
 Span = tuple[float, float]
 
@@ -38,7 +38,7 @@ def end_of(path: str, timeout_s: float, max_pixels: int = decoder.MAX_PIXELS) ->
             ends = []
             for packet in container.demux(stream):
                 if time.monotonic() > deadline:
-                    raise VideoError(f"its end was not found within the time limit of {timeout_s:g} s")
+                    raise OutOfTime(f"its end was not found within the time limit of {timeout_s:g} s")
                 if packet.size and packet.pts is not None:
                     own = float(packet.duration * stream.time_base) if packet.duration else frame
                     ends.append(float(packet.pts * stream.time_base) + own - zero)

@@ -29,6 +29,10 @@ class VideoError(Exception):
     """A clip that cannot be used; `str(error)` is the reason, fit for one line of the ledger."""
 
 
+class OutOfTime(VideoError):
+    """A clip that took too long, which may be the machine's doing."""
+
+
 @contextlib.contextmanager
 def reasons(what: str):
     """Turns libav's errors into VideoError."""

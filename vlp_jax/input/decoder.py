@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import av
 import numpy as np
 
-from vlp_jax.input.container import VideoError, check_whole, open_container, reasons, video_stream
+from vlp_jax.input.container import OutOfTime, VideoError, check_whole, open_container, reasons, video_stream
 
 MAX_PIXELS = 2**26  # 8192 x 8192
 
@@ -75,7 +75,7 @@ class Reader:
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
-            raise VideoError(f"not decoded within the time limit of {self._timeout_s:g} s")
+            raise OutOfTime(f"not decoded within the time limit of {self._timeout_s:g} s")
 
     # -- Packets -------------------------------------------------------------------------------------------------------
 
