@@ -29,4 +29,4 @@ def test_a_trained_run_indexes_a_folder_once_and_finds_clips_in_it(finished, sha
     scores = [row["score"] for row in out["results"]]
     assert scores == sorted(scores, reverse=True) and out["results"][0]["path"].startswith(str(videos))
     refused = run([*command, "--query="])
-    assert refused.returncode == 2 and refused.stdout == "" and "error: the query is empty" in refused.stderr
+    assert refused.returncode == 2 and refused.stdout == "" and "the query is empty" in refused.stderr
