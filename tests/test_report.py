@@ -120,7 +120,7 @@ def test_a_report_holds_all_that_the_workdir_does(make):
     )
     # Costs.
     assert page.row("v5e-hours") == ["2"] and page.row("MFU") == ["30.0%"] and page.row("waiting for data") == ["25.0%"]
-    assert page.row("model FLOPs an example") == ["3.12e+09"] and page.row("wall time") == ["1 min 40 s"]
+    assert page.row("model FLOPs an example") == ["3.12e+09"] and page.row("wall time") == ["1:40"]
     # Parameters: 300 frozen ones, 100 that train, in float32.
     assert page.row("vision") == ["frozen", "1", "300", "75.0%", "1.2 kB"]
     assert page.row("text") == ["trained", "1", "100", "25.0%", "400 B"]

@@ -47,6 +47,19 @@ def videos(filled, tmp_path):
 
 
 @pytest.fixture
+def make_read_only(monkeypatch):
+    """Lets nothing be written to an index from then on, as on a file system that is mounted so."""
+    real = open
+
+    def read_only(path, mode="r", *args, **kwargs):
+        if search.INDEX in str(path) and mode not in ("r", "rb"):
+            raise OSError(30, "Read-only file system")
+        return real(path, mode, *args, **kwargs)
+
+    return lambda: monkeypatch.setattr("builtins.open", read_only)
+
+
+@pytest.fixture
 def call(loaded, videos, workdir, monkeypatch, capsys):  # noqa: F811
     """Runs `main` with these flags; returns what it wrote to stdout and to stderr."""
 
@@ -171,7 +184,7 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_loaded_or_indexed
     assert not (videos / search.INDEX).exists() and not list(videos.parent.glob("*.part"))
 
 
-def test_a_broken_link_is_no_reason_to_refuse_a_query(call, videos, monkeypatch):
+def test_a_broken_link_is_no_reason_to_refuse_a_query(call, videos, make_read_only):
     (videos / "link.mp4").symlink_to(videos / "nowhere")
     call(index_only=True)
     shown = call(query="a", json=True)
@@ -188,14 +201,7 @@ def test_a_broken_link_is_no_reason_to_refuse_a_query(call, videos, monkeypatch)
     assert len(json.loads(shown.out)["results"]) == 4
     assert "warning: 1 files that could not be read are not tried again now" in shown.err
     assert "being written by another process" in shown.err
-    real = open
-
-    def read_only(path, mode="r", *args, **kwargs):
-        if search.INDEX in str(path) and mode not in ("r", "rb"):
-            raise OSError(30, "Read-only file system")
-        return real(path, mode, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", read_only)
+    make_read_only()
     shown = call(query="a", json=True)
     assert len(json.loads(shown.out)["results"]) == 4 and "Read-only file system" in shown.err
 
@@ -290,16 +296,11 @@ def test_an_index_inside_its_folder_moves_with_it(call, videos, tmp_path):
     assert out["index"]["unchanged"] == 5
 
 
-def test_a_read_only_folder_is_searched_where_nothing_is_new_and_refused_where_something_is(call, videos, monkeypatch):
+def test_a_read_only_folder_is_searched_where_nothing_is_new_and_refused_where_something_is(
+    call, videos, make_read_only
+):
     call(index_only=True)
-    real = open
-
-    def read_only(path, mode="r", *args, **kwargs):
-        if search.INDEX in str(path) and mode not in ("r", "rb"):
-            raise OSError(30, "Read-only file system")
-        return real(path, mode, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", read_only)
+    make_read_only()
     assert json.loads(call(query="a", json=True).out)["index"]["unchanged"] == 5
     shutil.copy(videos / "dark.mp4", videos / "new.mp4")
     with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): give --index=DIR"):

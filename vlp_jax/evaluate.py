@@ -13,13 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from vlp_jax import best, distributed, inherit, launch, runs, sharding, validation
+from vlp_jax import best, distributed, inherit, launch, runs, validation
 from vlp_jax import config as config_lib
-from vlp_jax import state as state_lib
-from vlp_jax.analysis import pictures
+from vlp_jax.analysis import loading, pictures
 from vlp_jax.evaluation import evaluators
 from vlp_jax.files import write_atomically
 from vlp_jax.input import pipeline, sources, splits
@@ -119,7 +117,7 @@ def evaluate(workdir: pathlib.Path, step: int | None, best: bool) -> None:
     out.mkdir(exist_ok=True)
     path = out / stem(run.config, task, run.step, best, FLAGS.input_path, FLAGS.set)
     if task == "reconstruction":
-        run_reconstruction(run, path)
+        run_reconstruction(run, workdir, path)
     else:
         run_evaluator(run, task, history, path)
 
@@ -260,28 +258,15 @@ def run_evaluator(run: runs.Run, task: str, history: list[dict[str, Any]], out: 
     print(f"every query: {path}")
 
 
-def run_reconstruction(run: runs.Run, out: pathlib.Path) -> None:
+def run_reconstruction(run: runs.Run, workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Writes a picture of masked input, reconstruction and kept tokens to `out`.png."""
-    c, setup = run.config, run.setup
-    source = sources.open_source(c.input, c.evaluation.split)
-    ways = setup.mesh.size // setup.mesh.shape["tensor"]
-    size = -(-min(FLAGS.clips, len(source)) // ways) * ways
-    item = next(iter(pipeline.evaluation_batches(c, source, run.tokenizer, batch_size=size)))
-    model = state_lib.merge(setup, run.params)
-    pictures.check_decoder(model, c, "--task=reconstruction")
-    with sharding.use_mesh(setup.mesh):
-        rebuild = jax.jit(
-            lambda params, batch: state_lib.merge(setup, params).reconstruct(batch, jax.random.key(c.seed))
-        )
-        result = jax.device_get(rebuild(run.params, sharding.to_global(item.batch, setup.mesh)))
-    real = np.flatnonzero(item.batch.valid)[: FLAGS.clips]
-    if not len(real):
-        raise UserError(f"none of the first {size} clips of split {c.evaluation.split!r} decoded: {item.errors[0]}")
-    result = jax.tree.map(lambda x: x[real], result)
-    figure = pictures.reconstruction(c, item.batch.video[real], result, [item.captions[i] for i in real])
+    loaded = loading.Loaded(workdir, run)
+    pictures.check_decoder(loaded.model, run.config, "--task=reconstruction")
+    clips = loaded.clips(min(FLAGS.clips, len(loaded.source())))
+    figure = pictures.draw_reconstruction(loaded, clips, pictures.reconstruct(loaded, clips))
     path = out.with_name(out.name + ".png")
     figure.savefig(path, dpi=100)
-    print(f"picture of {len(real)} clips: {path}")
+    print(f"picture of {len(clips.captions)} clips: {path}")
 
 
 def cli() -> None:

@@ -20,12 +20,12 @@ from absl import flags
 from vlp_jax import analysis, launch
 from vlp_jax.files import write_atomically
 from vlp_jax.indexing import folder as folder_lib
-from vlp_jax.indexing import sheet, update, windows
+from vlp_jax.indexing import sheet, update
 from vlp_jax.indexing.gallery import Gallery, Hit
 from vlp_jax.indexing.searcher import EMPTY, Query, Searcher, like_file
 from vlp_jax.indexing.store import Locked, Store, damaged, lock
 from vlp_jax.telemetry.counting import CountProgress
-from vlp_jax.text import visible
+from vlp_jax.text import duration, visible
 from vlp_jax.types import UserError
 
 FLAGS = flags.FLAGS
@@ -193,7 +193,7 @@ def summary(store: Store, counts: dict[str, int], gallery: Gallery) -> str:
             "every update where they could not be read or took too long:"
         )
         for one in bad[:_LISTED]:
-            place = "" if one["start"] is None else f" {windows.clock(one['start'])}-{windows.clock(one['end'])}"
+            place = "" if one["start"] is None else f" {duration(one['start'])}-{duration(one['end'])}"
             lines.append(f"  {visible(one['path'])}{place}: {visible(one['error'])}")
         if len(bad) > _LISTED:
             lines.append(f"  and {len(bad) - _LISTED:,} others; --json lists all")
@@ -207,7 +207,7 @@ def table(query: Query, hits: list[Hit], videos: str) -> str:
     """The results as text."""
     lines = [f"{'':4} {'score':>7}  {'time':<16} {query.title}"]
     for rank, hit in enumerate(hits, 1):
-        time_of = "-".join(map(windows.clock, hit.span))
+        time_of = "-".join(map(duration, hit.span))
         lines.append(f"{rank:>4} {hit.score:7.3f}  {time_of:<16} {visible(os.path.join(videos, hit.path))}")
     return "\n".join(lines)
 

@@ -22,6 +22,13 @@ def encodable_json(value: Any) -> Any:
     return value
 
 
+def duration(seconds: float) -> str:
+    """75.4 -> 1:15, 3725 -> 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def visible(text: str) -> str:
     """The text with its control characters, and bytes of file names that are no UTF-8, spelt as \\n or \\udcff."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import smaug
 from vlp_jax import analysis
 from vlp_jax.analysis import attention, texts
 from vlp_jax.types import UserError
 
 TWO = {"model.fusion.layers": 2, "input.image_size": 24, "model.pruning.keep_rate": 0.5}
-DENSE = {
-    "model.masking.kind": "none",
-    "model.masking.ratio": 0.0,
-    "model.masking.unmasked_share": 0.0,
-    "model.pruning.layers": (),
-    "model.selection.frames": 0,
-    "loss.mvm": 0.0,
-    "model.vision.pool": "mean",
-}
+DENSE = {**smaug.DENSE, "model.vision.pool": "mean"}
 OTHERS = {
     "singularity": {**DENSE, "recipe": "singularity", "model.temporal.layers": 1},
     "vindlu": {**DENSE, "recipe": "vindlu", "model.vision.temporal_attention": "zero_init"},

@@ -11,6 +11,7 @@ from tests.input.bad_media import VP9, four_hours
 from vlp_jax.indexing import windows
 from vlp_jax.input import video
 from vlp_jax.input.container import VideoError
+from vlp_jax.text import duration
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_window_holds_the_frames_of_its_times(tmp_path):
 
 
 def test_times_are_written_and_read():
-    assert [windows.clock(s) for s in (0, 75.4, 59.7, 3725)] == ["0:00", "1:15", "1:00", "1:02:05"]
+    assert [duration(s) for s in (0, 75.4, 59.7, 3725)] == ["0:00", "1:15", "1:00", "1:02:05"]
     assert [windows.seconds_of(t) for t in ("75", "1:15", "1:02:05", "7.5")] == [75, 75, 3725, 7.5]
     assert [windows.seconds_of(t) for t in ("", "a", "1:2:3:4", "-1", "inf", "nan")] == [None] * 6
     assert math.isfinite(windows.seconds_of("1e3"))

@@ -10,6 +10,7 @@ from flax import nnx
 
 from vlp_jax.telemetry import progress as progress_lib
 from vlp_jax.telemetry.progress import DataWait, Progress, parameter_overview
+from vlp_jax.text import duration
 
 
 class Clock:
@@ -141,7 +142,7 @@ def test_disabled_progress_prints_nothing_and_still_measures():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (360_000, "100:00:00")])
 def test_durations(seconds, text):
-    assert progress_lib._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_parameter_overview_groups_by_module_and_adds_up():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vlp_jax.analysis import drawing
 from vlp_jax.analysis.loading import Loaded
 from vlp_jax.analysis.retrieval import Retrieved
 from vlp_jax.analysis.word_errors import (
@@ -148,7 +149,7 @@ def draw_minimal_pairs(found: MinimalPairs, title: str = "") -> Figure:
     left.set_title("what is wrong", fontsize=10)
     names = list(found.by_word)
     shares = [found.by_word[name] for name in names]
-    right.barh(names, [100 * one.wrong / one.queries for one in shares], color="#D55E00", height=0.6)
+    right.barh(names, [100 * one.wrong / one.queries for one in shares], color=drawing.ORANGE, height=0.6)
     right.set_title("the word that is replaced", fontsize=10)
     plain_bars(right)
     for axis in (left, right):

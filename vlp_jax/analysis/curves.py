@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from vlp_jax import checkpoint
 from vlp_jax import workdir as workdir_lib
+from vlp_jax.analysis import drawing
 from vlp_jax.analysis.loading import folder_of
 from vlp_jax.input.sources import near
 from vlp_jax.telemetry.writers import METRICS_FILE, read_metrics
@@ -38,8 +39,6 @@ _LABELS = {
     "learning_rate": "learning rate",
     "bad_clips": "bad clips",
 }
-# Okabe and Ito (2008), which the colour-blind tell apart, without its yellow, which white paper swallows.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -223,8 +222,8 @@ def draw_curves(
 
 def run_style(number: int) -> dict[str, Any]:
     """Colour and dashes of a run by its number among those that are compared."""
-    dashes = _DASHES[number // len(_COLORS) % len(_DASHES)]
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": dashes}
+    dashes = _DASHES[number // len(drawing.SERIES) % len(_DASHES)]
+    return {"color": drawing.SERIES[number % len(drawing.SERIES)], "linestyle": dashes}
 
 
 def add_legend(figure: Figure, names: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from vlp_jax.types import UserError
 
 # Of Okabe and Ito (2008), told apart with any colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
+# One for each of several lines; without the yellow of that palette, which white paper swallows.
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DROPPED = 0.6  # grey of what the model does not see
 _TITLE = 75  # characters
 

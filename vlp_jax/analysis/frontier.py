@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vlp_jax.analysis import drawing
 from vlp_jax.analysis.curves import X_AXES, Curves, add_legend, read_curves, run_style
 from vlp_jax.evaluation import evaluators
 from vlp_jax.input.sources import near
@@ -146,7 +147,7 @@ def draw_frontier(
         raise UserError(f"draw_frontier: every point has a cost or a {metric} that is nan: expected a number or more")
     order = np.argsort(x[front], kind="stable")
     best = (np.append(x[front][order], np.nanmax(x)), np.append(y[front][order], y[front][order][-1]))
-    axis.plot(*best, drawstyle="steps-post", color="#888888", linewidth=1.2, zorder=1)
+    axis.plot(*best, drawstyle="steps-post", color=drawing.GREY, linewidth=1.2, zorder=1)
     for point, wins in zip(points, front):
         # An interval of resamples need not hold the value itself.
         reach = np.nan_to_num(np.maximum([[point.value - point.low], [point.high - point.value]], 0))

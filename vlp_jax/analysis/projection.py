@@ -9,15 +9,15 @@ from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vlp_jax.analysis import drawing
 from vlp_jax.analysis.principal import principal_components
 from vlp_jax.analysis.retrieval import Retrieved
 from vlp_jax.analysis.word_errors import MOVING_SHAPES
 from vlp_jax.types import UserError
 
 METHODS = ("pca", "umap")
-# Okabe and Ito (2008): with black, eight that the colour-blind tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
-_OTHER = "#999999"
+_COLORS = (*drawing.SERIES, "#F0E442")
+_OTHER = drawing.GREY
 
 
 def project(retrieved: Retrieved, method: str = "pca", *, centred: bool = True) -> tuple[np.ndarray, np.ndarray, str]:

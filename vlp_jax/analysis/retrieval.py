@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vlp_jax.analysis import arguments
+from vlp_jax.analysis import arguments, drawing
 from vlp_jax.analysis.loading import Loaded
 from vlp_jax.analysis.principal import principal_components
 from vlp_jax.evaluation import retrieval
@@ -18,7 +18,7 @@ from vlp_jax.types import UserError
 TOP = 5  # items listed for each query
 ORDERS = ("split", "component", "caption")
 _FRAMES = 4  # of a thumbnail
-_RIGHT, _WRONG = "#009E73", "#D55E00"
+_RIGHT, _WRONG = drawing.GREEN, drawing.ORANGE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vlp_jax.analysis import drawing
 from vlp_jax.analysis.retrieval import Answer
 from vlp_jax.evaluation import statistics
 from vlp_jax.types import UserError
@@ -209,7 +210,7 @@ def draw_confusions(found: Confusions, title: str = "", most: int = 15) -> Figur
     left.set_xlabel("% of the queries that name it; 95% interval", fontsize=9)
     rows = list(found.substitutions.items())[:most]
     labels = [f"{true or '(nothing)'} → {other or '(nothing)'}" for (true, other), _ in rows]
-    right.barh(labels, [count for _, count in rows], color="#D55E00", height=0.6)
+    right.barh(labels, [count for _, count in rows], color=drawing.ORANGE, height=0.6)
     right.set_title(f"asked for → found, {len(rows)} of {len(found.substitutions)}", fontsize=10)
     right.set_xlabel("missed queries", fontsize=9)
     right.xaxis.get_major_locator().set_params(integer=True)
@@ -221,7 +222,7 @@ def draw_shares(axis: Any, shares: Mapping[str, Share]) -> None:
     """Bars of what is wrong, in percent, with intervals and counts."""
     names, values = list(shares), np.array([100 * one.wrong / one.queries for one in shares.values()])
     ends = 100 * np.array([[one.low, one.high] for one in shares.values()]).reshape(-1, 2).T
-    axis.barh(names, values, color="#0072B2", height=0.6)
+    axis.barh(names, values, color=drawing.BLUE, height=0.6)
     # An interval of resamples need not hold the value itself.
     reach = np.maximum([values - ends[0], ends[1] - values], 0)
     axis.errorbar(values, names, xerr=reach, fmt="none", ecolor="black", elinewidth=1)

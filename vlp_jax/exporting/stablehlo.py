@@ -21,7 +21,6 @@ from vlp_jax.exporting import tensors
 from vlp_jax.files import write_atomically
 from vlp_jax.input.wordpiece import WordPiece
 from vlp_jax.recipes import recipe
-from vlp_jax.types import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TEXTS = ("a video", "two people play a game, then they laugh")  # of the example
@@ -46,15 +45,10 @@ def write(loaded: Loaded, out: pathlib.Path) -> None:
     """
     run = loaded.run
     config = run.config.copy_and_resolve_references()
-    if not config.loss.vtc:
-        raise UserError(
-            f"--format=stablehlo writes embeddings whose dot products are similarities, but {config.name} has "
-            "config.loss.vtc = 0, so that they were not trained: take a run with config.loss.vtc above 0"
-        )
+    recipe.require_embeddings(loaded.model, config, "--format=stablehlo")
     # What runs on every platform; both knobs change how fast it computes, not what.
     config_lib.update(config, {"model.attention_kernel": "xla", "model.remat": "none"})
     graph, abstract = sharding.abstract_model(lambda: recipe.build(config, run.tokenizer, nnx.Rngs(config.seed)))
-    recipe.require(nnx.merge(graph, abstract), recipe.DualEncoder, "--format=stablehlo")
     structure = jax.tree.structure(abstract)
     params = {name: sharding.fetch(x) for name, x in checkpoint.by_path(run.params).items()}
 

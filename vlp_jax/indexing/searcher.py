@@ -14,7 +14,7 @@ from vlp_jax.indexing import update, windows
 from vlp_jax.indexing.gallery import Gallery, Hit
 from vlp_jax.input.container import VideoError
 from vlp_jax.recipes import recipe
-from vlp_jax.text import visible
+from vlp_jax.text import duration, visible
 from vlp_jax.types import UserError
 
 
@@ -155,7 +155,7 @@ class Searcher:
                 if seconds is None:
                     spans = self.reading.spans(end)
                 elif seconds > end:
-                    raise UserError(f"--like={named}: the video ends at {windows.clock(end)}")
+                    raise UserError(f"--like={named}: the video ends at {duration(end)}")
                 else:
                     spans = [windows.around(seconds, end, self.reading.window)]
                 # One at a time: a program of its own, which does not compute a whole batch for one window.

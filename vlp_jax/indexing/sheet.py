@@ -13,10 +13,9 @@ import av
 import numpy as np
 
 from vlp_jax.indexing.gallery import Hit
-from vlp_jax.indexing.windows import clock
 from vlp_jax.input.container import VideoError, reasons
 from vlp_jax.input.decoder import Reader
-from vlp_jax.text import visible
+from vlp_jax.text import duration, visible
 from vlp_jax.types import UserError
 
 WIDTH = 320  # pixels of a picture's longer side
@@ -139,14 +138,14 @@ def _item(rank: int, one: Shown) -> str:
     name = _text(one.hit.path)
     if one.picture:
         data = base64.b64encode(one.picture).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{name} at {clock((start + end) / 2)}">'
+        picture = f'<img src="data:image/jpeg;base64,{data}" alt="{name} at {duration((start + end) / 2)}">'
     else:
         picture = f'<div class="none">no picture: {_text(one.error)}</div>'
     # A player that knows media fragments begins there.
     link = f"file://{urllib.parse.quote_from_bytes(bytes(one.path))}#t={math.floor(10 * start) / 10:g},{end:g}"
     return (
         f'<li>{picture}<div class="about"><div class="line"><span>{rank}. score {one.hit.score:.3f}</span>'
-        f'<span>{clock(start)}–{clock(end)}</span></div><a href="{html.escape(link)}">{name}</a></div></li>'
+        f'<span>{duration(start)}–{duration(end)}</span></div><a href="{html.escape(link)}">{name}</a></div></li>'
     )
 
 

@@ -98,15 +98,8 @@ def tube(path: str, span: Span, end: float, *, frames: int, size: int, timeout_s
     )
 
 
-def clock(seconds: float) -> str:
-    """75.4 -> 1:15, 3725 -> 1:02:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def seconds_of(text: str) -> float | None:
-    """The inverse of `clock`, which takes plain seconds as well; None where the text is neither."""
+    """The inverse of `text.duration`, which takes plain seconds as well; None where the text is neither."""
     try:
         parts = [float(part) for part in text.split(":")]
     except ValueError:

@@ -14,6 +14,7 @@ from vlp_jax.reporting import charts, evaluations
 from vlp_jax.reporting.contents import Contents
 from vlp_jax.reporting.html import NOTHING, Html, details, joined, picture, table, tag
 from vlp_jax.telemetry import costs as costs_lib
+from vlp_jax.text import duration
 from vlp_jax.types import UserError
 
 _CLIPS = 50  # bad ones listed
@@ -80,17 +81,12 @@ def _costs(run: Contents) -> dict[str, str]:
         out["model FLOPs an example"] = f"{t.flops / t.examples:.3g}"
     for kind, seconds in t.device_seconds.items():
         out[f"{kind}-hours"] = f"{seconds / 3600:.3g}"
-    out["wall time"] = _duration(t.seconds)
+    out["wall time"] = duration(t.seconds)
     out["MFU"] = f"{t.mfu:.1%}" if t.mfu is not None else NOTHING
     out["examples"] = f"{t.examples:,}"
     out["examples a second of wall time"] = f"{t.examples / t.seconds:.3g}" if t.seconds else NOTHING
     out["waiting for data"] = share(t.waited_seconds, t.seconds)
     return out
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60} min {rest % 60:02} s"
 
 
 def curves(runs: Sequence[Contents], x: str) -> Html:

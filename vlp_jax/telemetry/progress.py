@@ -12,6 +12,8 @@ from typing import Any, TextIO
 import jax
 from clu import parameter_overview as clu_overview
 
+from vlp_jax.text import duration
+
 _LIVE_SECONDS = 0.2  # between redraws of the live line
 _PLAIN_SECONDS = 5.0  # between lines where the output is no terminal
 
@@ -143,13 +145,13 @@ class Progress:
         self._shown_at, self._line_pending = now, False
 
     def _times(self, now: float) -> str:
-        elapsed = f"{_duration(now - self._started)} elapsed"
+        elapsed = f"{duration(now - self._started)} elapsed"
         # The mean over everything since the first update, so that evaluations and checkpoints count too.
         since, from_step = self._origin if self._settled in (None, self._last) else self._settled
         done = self._step - from_step
         if done <= 0 or self._step >= self._total:
             return elapsed
-        left = f"{_duration((self._total - self._step) * (now - since) / done)} left"
+        left = f"{duration((self._total - self._step) * (now - since) / done)} left"
         return left if self._live else f"{elapsed}, {left}"
 
 
@@ -181,13 +183,6 @@ class _Row:
     arrays: int
     parameters: int
     share: str
-
-
-def _duration(seconds: float) -> str:
-    """3725 -> 1:02:05."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _width(stream: TextIO) -> int:
