@@ -33,7 +33,7 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
 def weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, dtype):
     """What the XLA kernel of `attend` weighs the values by, `[B, A, S, U]`; rows sum to 1."""
     q_BxSxAxDh = q_BxSxAxDh * q_BxSxAxDh.shape[-1] ** -0.5
-    logits = jnp.einsum("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh, preferred_element_type=jnp.float32)
+    logits = layers.einsum_to_float32("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh)
     if bias is not None:
         logits = logits + bias
     return layers.softmax(logits, dtype)

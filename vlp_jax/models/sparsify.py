@@ -89,7 +89,7 @@ class FrameSelector(nnx.Module):
     def scores(self, keys_PxTxE, text_PxD):
         """Scores of frames for (clip, text) pairs, float32 `[P, T]`."""
         query_PxE = self.text(text_PxD) * keys_PxTxE.shape[-1] ** -0.5
-        return jnp.einsum("pte,pe->pt", keys_PxTxE, query_PxE, preferred_element_type=jnp.float32)
+        return layers.einsum_to_float32("pte,pe->pt", keys_PxTxE, query_PxE)
 
 
 def select_frames(scores_PxT, kept: int, keys_P=None, noise: float = 0.0):

@@ -96,5 +96,5 @@ class WordHead(nnx.Module):
     def __call__(self, x, embedding_VxD):
         """`[..., D]` -> float32 logits `[..., V]`."""
         x = self.norm(layers.ACTIVATIONS[self.activation](self.transform(x)))
-        logits = jnp.einsum("...d,vd->...v", x, embedding_VxD.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = layers.einsum_to_float32("...d,vd->...v", x, embedding_VxD.astype(x.dtype))
         return logits + self.bias[...]

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from vlp_jax.objectives.log_probability import log_probability
+
 
 def log_likelihood(logits_RxLxV, ids_RxL1, mask_RxL1):
     """Log-likelihood of whole answers, the sum over their tokens: log p(a_1 ... a_n [SEP] | [CLS], question).
@@ -16,9 +18,7 @@ def log_likelihood(logits_RxLxV, ids_RxL1, mask_RxL1):
       float32 `[R]`.
     """
     target_RxL, counted_RxL = ids_RxL1[:, 1:], mask_RxL1[:, 1:]
-    true_logit = jnp.take_along_axis(logits_RxLxV, target_RxL[..., None], axis=-1)[..., 0]
-    log_p_RxL = true_logit - jax.nn.logsumexp(logits_RxLxV, axis=-1)
-    return jnp.where(counted_RxL, log_p_RxL, 0.0).sum(-1)
+    return jnp.where(counted_RxL, log_probability(logits_RxLxV, target_RxL), 0.0).sum(-1)
 
 
 def generation(logits_BxLxV, ids_BxL1, mask_BxL1, valid_B):

@@ -1,7 +1,8 @@
 """Masked language modelling (MLM)."""
 
-import jax
 import jax.numpy as jnp
+
+from vlp_jax.objectives.log_probability import log_probability
 
 
 def mlm(logits_BxLxV, ids_BxL, chosen_BxL):
@@ -15,8 +16,7 @@ def mlm(logits_BxLxV, ids_BxL, chosen_BxL):
     Returns:
       `((loss sum, count), (correct sum, count))`.
     """
-    true_logit = jnp.take_along_axis(logits_BxLxV, ids_BxL[..., None], axis=-1)[..., 0]
-    loss_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - true_logit
+    loss_BxL = -log_probability(logits_BxLxV, ids_BxL)
     correct_BxL = jnp.argmax(logits_BxLxV, axis=-1) == ids_BxL
     count = chosen_BxL.sum().astype(jnp.float32)
     return (
