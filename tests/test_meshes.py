@@ -35,6 +35,13 @@ def test_a_name_becomes_the_sizes_of_all_axes_where_it_stood(words):
     assert meshes.expand([*before, *words, *after]) == [*before, *sizes, *after]
 
 
+@pytest.mark.parametrize("name", ASKED)
+def test_on_gpus_layers_are_written_out_unless_a_flag_behind_the_name_says_otherwise(name):
+    flags = meshes.expand([f"--config.mesh={name}", "--config.model.unroll=False"])
+    assert ("--config.model.unroll=True" in flags) == name.startswith(("gpu", "h200"))
+    assert flags[-1] == "--config.model.unroll=False"
+
+
 def test_other_words_stay_as_they_are():
     words = [
         "config.mesh=v5e_16",

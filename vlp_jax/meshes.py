@@ -1,12 +1,13 @@
 """Meshes by name: `--config.mesh=v5e_256` stands for the sizes of its axes.
 
-A name sets `config.mesh.replica`, `.data`, `.fsdp` and `.tensor`; flags behind it change single sizes. What Google
-calls v4-8 and v5p-128 counts TensorCores, two to a chip; v5e and v6e count chips.
+A name sets `config.mesh.replica`, `.data`, `.fsdp` and `.tensor`, and of GPUs `config.model.unroll`; flags behind it
+change single ones. What Google calls v4-8 and v5p-128 counts TensorCores, two to a chip; v5e and v6e count chips.
 """
 
 import dataclasses
 import difflib
 
+from vlp_jax.telemetry import chips
 from vlp_jax.types import UserError
 
 
@@ -28,6 +29,15 @@ class NamedMesh:
     @property
     def sizes(self) -> dict[str, int]:
         return {axis: getattr(self, axis) for axis in ("replica", "data", "fsdp", "tensor")}
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that the name stands for."""
+        out = [f"--config.mesh.{axis}={size}" for axis, size in self.sizes.items()]
+        # As the compilers write the step of `base`, a scan over layers moves 1.3 times the bytes of layers written out
+        # on an H200, and 0.8 times on a TPU, where it compiles sooner too (benchmarks/RESULTS.md, Plans).
+        gpu = chips.CHIPS.get(self.topology.partition(":")[0])
+        return [*out, "--config.model.unroll=True"] if gpu and not gpu.dimensions else out
 
 
 # Parameters are spread over up to 16 chips, a row of the larger slices, and copied to the others.
@@ -70,7 +80,7 @@ def names(argv: list[str]) -> list[str]:
 
 
 def expand(argv: list[str]) -> list[str]:
-    """Replaces `--config.mesh=NAME` (or `--config.mesh NAME`) in a command line by the sizes that the name stands for.
+    """Replaces `--config.mesh=NAME` (or `--config.mesh NAME`) in a command line by the flags that the name stands for.
 
     Raises:
       UserError: there is no such name.
@@ -81,6 +91,5 @@ def expand(argv: list[str]) -> list[str]:
         if flag.lstrip("-") != "config.mesh" or not flag.startswith("-"):
             out.append(word)
             continue
-        mesh = find(name if equals else next(words, ""))
-        out += [f"--config.mesh.{axis}={size}" for axis, size in mesh.sizes.items()]
+        out += find(name if equals else next(words, "")).flags
     return out

@@ -1,4 +1,4 @@
-"""What a compiled program moves: its traffic to memory, and its collectives, loops counted as often as they run.
+"""The text of a compiled program: its operations and how often each runs, and its collectives.
 
 XLA's own cost analysis counts the body of a loop once, so the text of the optimised program is read here instead.
 """
@@ -70,7 +70,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
+class Visit:
     """An instruction where it runs: its computation, the instructions there by name, how often, whether in a fusion."""
 
     instruction: Instruction
@@ -89,13 +89,13 @@ class Program:
 
     def __init__(self, text: str, mesh_shape: dict[str, int]):
         self._mesh = mesh_shape
-        self._computations: dict[str, list[Instruction]] = {}
+        self.computations: dict[str, list[Instruction]] = {}
         self._entry = ""
         current: list[Instruction] = []
         for line in text.splitlines():
             head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
             if head:
-                current = self._computations[head[2]] = []
+                current = self.computations[head[2]] = []
                 self._entry = head[2] if head[1] else self._entry
             elif " = " in line and line.startswith("  "):
                 current.append(_parse(line))
@@ -110,34 +110,24 @@ class Program:
         """
         found: list[Collective] = []
         chains: dict[str, Collective] = {}
-        for step in self._walk():
+        for step in self.walk():
             if not _kind(step.instruction.opcode):
                 continue
-            one, chain = self._collective(step), _chain(step.instruction)
+            one, chain = self._collective(step), chain_of(step.instruction)
             if not chain:
                 found.append(one)
             elif chain not in chains or one.times < chains[chain].times:
                 chains[chain] = one
         return sorted((c for c in (*found, *chains.values()) if c.size > 1), key=lambda c: -c.traffic)
 
-    def memory_traffic(self) -> int:
-        """Bytes that each device reads from and writes to its memory; on TPUs what stays on the chip does not count.
+    def walk(self) -> Iterator["Visit"]:
+        """All operations, those inside loops, calls and fusions too."""
 
-        Each fusion and other operation reads its operands and writes its result once; of an operand that it only takes
-        a slice of, the slice.
-        """
-        return sum(
-            self._bytes_of(step.instruction, step.own) * step.times
-            for step in self._walk()
-            if not step.fused and not _is_free(step.instruction.opcode)
-        )
-
-    def _walk(self) -> Iterator["_Step"]:
         def visit(name, times, fused):
-            own = {i.name: i for i in self._computations[name]}
+            own = {i.name: i for i in self.computations[name]}
             for i in own.values():
-                yield _Step(i, name, own, times, fused)
-                called = _called(i)
+                yield Visit(i, name, own, times, fused)
+                called = called_by(i)
                 if i.opcode == "while":
                     yield from visit(called["body"][0], times * self._trips(i, called["condition"][0]), fused)
                 elif i.opcode == "conditional":
@@ -155,7 +145,7 @@ class Program:
         known = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.rest)
         if known:
             return int(known[1])
-        own = {i.name: i for i in self._computations[condition]}
+        own = {i.name: i for i in self.computations[condition]}
         compare = next((i for i in own.values() if i.opcode == "compare"), None)
         if compare is not None and "direction=LT" in compare.rest:
             limit = own.get(compare.operands[1])
@@ -164,42 +154,12 @@ class Program:
                 return int(value[1])
         raise ValueError(f"cannot tell how often loop {loop.name} runs: its condition {condition} is no plain count")
 
-    def _bytes_of(self, i: Instruction, own: dict[str, Instruction]) -> int:
-        """Bytes in memory that one run of an operation reads and writes."""
-        inner = _called(i).get("calls", ()) if i.opcode == "fusion" else ()
-        if i.opcode in ("dynamic-slice", "gather"):
-            return 2 * array_bytes(i.shape, in_memory=True)
-        if i.opcode == "dynamic-update-slice":
-            return 2 * array_bytes(own[i.operands[1]].shape, in_memory=True)
-        read = [array_bytes(own[name].shape, in_memory=True) for name in i.operands if name in own]
-        written = array_bytes(_result(i), in_memory=True)
-        if inner and any(map(_chain, self._computations[inner[0]])):
-            # What a collective is on its way with is handed from fusion to fusion in place.
-            parts = elements(i.shape)
-            for part, operand in re.findall(r"\{(\d+)\}: \((\d+), \{\}", _aliases(i)):
-                written -= array_bytes(parts[int(part)], in_memory=True)
-                read[int(operand)] = 0
-        elif inner:
-            body = self._computations[inner[0]]
-            parameters = {int(p.rest.partition(")")[0]): p for p in body if p.opcode == "parameter"}
-            for number in range(len(read)):
-                users = [u for u in body if parameters.get(number) and parameters[number].name in u.operands]
-                if users and all(u.opcode in ("dynamic-slice", "gather") for u in users):
-                    read[number] = min(read[number], sum(array_bytes(u.shape) for u in users))
-                elif users and all(
-                    u.opcode == "dynamic-update-slice" and u.operands[0] == parameters[number].name for u in users
-                ):
-                    # Updated in place: what is written is the update, and nothing is read.
-                    shapes = {b.name: b.shape for b in body}
-                    read[number], written = 0, min(written, sum(array_bytes(shapes[u.operands[1]]) for u in users))
-        return sum(read) + written
-
-    def _collective(self, step: "_Step") -> Collective:
+    def _collective(self, step: "Visit") -> Collective:
         i = step.instruction
         # On TPUs a reduce-scatter is an all-reduce and a slice, in a computation of that name.
         kind = "reduce-scatter" if "reduce-scatter" in step.computation else _kind(i.opcode)
         parts = [step.own[name].shape for name in i.operands if name in step.own]
-        size = max(array_bytes(_result(i)), sum(map(array_bytes, parts)), 1)
+        size = max(array_bytes(result_shape(i)), sum(map(array_bytes, parts)), 1)
         groups = _groups(i.rest)
         if groups is None:
             groups = np.arange(math.prod(self._mesh.values()))[None]
@@ -224,7 +184,7 @@ def _kind(opcode: str) -> str:
     return name if name in COLLECTIVES else ""
 
 
-def _result(i: Instruction) -> str:
+def result_shape(i: Instruction) -> str:
     """The shape of what an operation makes, without the inputs that what starts one names beside it."""
     if not i.shape.startswith("("):
         return i.shape
@@ -237,19 +197,19 @@ def _result(i: Instruction) -> str:
     return parts[0] if i.opcode == "copy-start" else i.shape
 
 
-def _is_free(opcode: str) -> bool:
+def is_free(opcode: str) -> bool:
     """Whether an operation touches no memory, or is the rest of one that was counted where it started."""
     rest = opcode.endswith(("-done", "-update")) and not opcode.startswith("dynamic")
     return opcode in _FREE or rest
 
 
-def _chain(i: Instruction) -> str:
+def chain_of(i: Instruction) -> str:
     """What a TPU's collective has in common in all fusions that it passes through; '' where it is in one place."""
     found = re.search(r'chain_id="(\w+)"', i.rest) if _kind(i.opcode) else None
     return found[1] if found else ""
 
 
-def _aliases(i: Instruction) -> str:
+def aliases(i: Instruction) -> str:
     """Which parts of a fusion's result are its operands, as written; ''."""
     start = i.rest.find("output_to_operand_aliasing=")
     if start < 0:
@@ -279,16 +239,16 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"brackets that do not close: {text[start : start + 80]!r}")
 
 
-def _called(i: Instruction) -> dict[str, tuple[str, ...]]:
+def called_by(i: Instruction) -> dict[str, tuple[str, ...]]:
     """Attribute -> computations that it names."""
     out: dict[str, tuple[str, ...]] = {}
     for key in ("body", "condition", "calls", "to_apply", "true_computation", "false_computation"):
         match = re.search(rf"\b{key}=%?([\w.\-]+)", i.rest)
         if match:
             out[key] = (match[1],)
-    branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
+    branches = re.search(r"branchcomputations=\{([^}]*)\}", i.rest)
     if branches:
-        out["branch_computations"] = tuple(re.findall(r"[\w.\-]+", branches[1]))
+        out["branchcomputations"] = tuple(re.findall(r"[\w.\-]+", branches[1]))
     return out
 
 
@@ -320,6 +280,11 @@ def array_bytes(shape: str, *, in_memory: bool = False) -> int:
             bits = int(re.sub(r"\D", "", kind.partition("e")[0] if kind.startswith("f8") else kind))
         total += math.prod(int(n) for n in dims.split(",") if n) * bits // 8
     return total
+
+
+def element_count(shape: str) -> int:
+    """Elements of an array, or of all arrays of a tuple."""
+    return sum(math.prod(int(n) for n in dims.split(",") if n) for _, dims, _ in _ARRAY.findall(shape))
 
 
 def _groups(rest: str) -> np.ndarray | None:

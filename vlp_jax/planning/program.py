@@ -11,7 +11,7 @@ import numpy as np
 from vlp_jax import config as config_lib
 from vlp_jax import sharding
 from vlp_jax import state as state_lib
-from vlp_jax.planning import hlo, topology
+from vlp_jax.planning import hlo, topology, traffic
 from vlp_jax.telemetry import costs, flops
 from vlp_jax.types import Batch, UserError
 
@@ -159,7 +159,7 @@ def compile_step(config: Any, place: topology.Topology, kind: StepKind, vocabula
         *places,
         *flops_of,
         executed,
-        program.memory_traffic(),
+        traffic.memory_traffic(program),
         program.collectives(),
         spent,
     )
