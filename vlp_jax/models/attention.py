@@ -27,16 +27,26 @@ def attend(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, bias=None, *, kernel: str = "xla"
         raise ValueError(f"attention kernel {kernel!r}: expected xla or cudnn")
     if kernel == "cudnn" and bias is None:
         return jax.nn.dot_product_attention(q_BxSxAxDh, k_BxUxAxDh, v_BxUxAxDh, implementation="cudnn")
-    return jnp.einsum("basu,buad->bsad", weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, v_BxUxAxDh.dtype), v_BxUxAxDh)
+    weights = weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, v_BxUxAxDh.dtype)
+    return jnp.einsum("basu,baud->basd", weights, _heads_first(v_BxUxAxDh)).swapaxes(1, 2)
 
 
 def weights_of(q_BxSxAxDh, k_BxUxAxDh, bias, dtype):
     """What the XLA kernel of `attend` weighs the values by, `[B, A, S, U]`; rows sum to 1."""
-    q_BxSxAxDh = q_BxSxAxDh * q_BxSxAxDh.shape[-1] ** -0.5
-    logits = layers.einsum_to_float32("bsad,buad->basu", q_BxSxAxDh, k_BxUxAxDh)
+    q = _heads_first(q_BxSxAxDh * q_BxSxAxDh.shape[-1] ** -0.5)
+    logits = layers.einsum_to_float32("basd,baud->basu", q, _heads_first(k_BxUxAxDh))
     if bias is not None:
         logits = logits + bias
     return layers.softmax(logits, dtype)
+
+
+def _heads_first(x_BxSxAxDh):
+    """`[B, A, S, Dh]`, as products over B and A want it.
+
+    Moved here, q, k and v are moved together; left to XLA, on GPUs each is on its own and some are twice: 9% of the
+    bytes of a step of `base`.
+    """
+    return x_BxSxAxDh.swapaxes(1, 2)
 
 
 def padding_bias(mask_BxU):
