@@ -1,8 +1,9 @@
 """What a GPU makes of pre-training, in one call: `python -m benchmarks.gpu`.
 
-For each size, SMAUG and dense, in bfloat16: the step's time, clips/s, MFU and the process's peak memory so far, with
-layers in a scan or written out, XLA's or cuDNN's attention, with and without recomputation, each at the largest batch
-of `--batches` that fits; then where the time of the fastest SMAUG step goes, by kind of operation, and VideoMAE-base
+For each size, SMAUG and dense, in bfloat16: the step's time, clips/s, MFU, the process's peak memory so far and the
+first step's loss (of variants with equal batches they agree to bfloat16's precision, or a kernel is wrong), with layers
+in a scan or written out, XLA's or cuDNN's attention, with and without recomputation, each at the largest batch of
+`--batches` that fits; then where the time of the fastest SMAUG step goes, by kind of operation, and VideoMAE-base
 pre-training against `transformers` (torch) at equal shapes. No new variant begins once `--minutes` are over; what was
 left out is printed. Ends with one JSON line. Without an accelerator it refuses, unless `--anyway`, which is for trying
 the script itself.
@@ -28,10 +29,11 @@ import jax
 from benchmarks.step_time import Step, versus_transformers
 from vlp_jax.telemetry import chips
 
+# In the order of what is expected of them (benchmarks/RESULTS.md, Plans), because the time may end before the last.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "scan": {},
-    "unrolled": {"model.unroll": True},
     "unrolled, cuDNN": {"model.unroll": True, "model.attention_kernel": "cudnn"},
+    "unrolled": {"model.unroll": True},
+    "scan": {},
     "unrolled, dots": {"model.unroll": True, "model.remat": "dots"},
 }
 PAIRS = 5_500_000 * 10  # the goal's: 5.5M pairs, 10 epochs
@@ -50,6 +52,7 @@ class Measured:
             try:
                 self.step = Step(size, batch, changes)
                 self.step.run()  # compiles
+                self.loss = float(self.step.metrics["loss"])
                 break
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
@@ -77,6 +80,7 @@ class Measured:
             "hours": PAIRS / (batch / seconds) / 3600,
             "peak_gib_so_far": memory.get("peak_bytes_in_use", 0) / 2**30,
             "compile_seconds": self.compile_seconds,
+            "first_loss": self.loss,
         }
 
 
@@ -114,7 +118,9 @@ def main() -> None:
         raise SystemExit("no accelerator here: benchmarks.step_time is for CPUs; --anyway runs all the same")
     end = time.monotonic() + 60 * given.minutes
     print(f"{device.device_kind}, jax {jax.__version__}", flush=True)
-    print(f"{'':32}{'batch':>6}{'s/step':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'GiB max':>9}{'compile':>9}")
+    print(
+        f"{'':32}{'batch':>6}{'s/step':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'GiB max':>9}{'compile':>9}{'loss':>9}"
+    )
     dtype = {"compute_dtype": "bfloat16" if device.platform != "cpu" else "float32"}
     rows: dict[str, Any] = {}
     left, failed, fastest = [], {}, None
@@ -140,7 +146,8 @@ def main() -> None:
         share = f"{row['mfu']:.0%}" if row["mfu"] is not None else "?"
         print(
             f"{title:32}{row['batch']:6}{row['seconds']:9.4f}{row['clips_per_second']:9.0f}{row['tflops']:9.1f}"
-            f"{share:>6}{row['peak_gib_so_far']:9.1f}{row['compile_seconds']:9.1f}",
+            f"{share:>9}{row['peak_gib_so_far']:9.1f}{row['compile_seconds']:9.1f}"
+            f"{row['first_loss']:9.4f}",
             flush=True,
         )
         if "dense" not in size and (fastest is None or row["clips_per_second"] > fastest[0]):

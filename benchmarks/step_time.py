@@ -72,13 +72,14 @@ class Step:
         self.flops = costs.StepFlops(setup, WORDS, 1000)(True, self.batch)[0]  # the model's, whatever the kernel
         self.mesh = mesh
         self.seconds: list[float] = []
+        self.metrics: dict[str, Any] = {}  # of the last step
 
     def run(self) -> None:
         """One step, to the end; its seconds are kept."""
         with sharding.use_mesh(self.mesh):
             start = time.perf_counter()
-            self.state, metrics = self.step(self.state, self.batch, np.asarray(True))
-            jax.block_until_ready((self.state, metrics))
+            self.state, self.metrics = self.step(self.state, self.batch, np.asarray(True))
+            jax.block_until_ready((self.state, self.metrics))
             self.seconds.append(time.perf_counter() - start)
 
     @property
