@@ -1,6 +1,7 @@
 """Bytes to and from memory, of programs written out by hand and of a training step, against XLA's own count."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,6 +59,36 @@ FUSIONS = {
         "f32[1,100]",
         (STACK, LAYER, LAYER),
     ),
+    "takes two slices of the stack": (
+        """%x = f32[1,100]{1,0} slice(%s), slice={[0:1], [0:100]}
+  %y = f32[1,100]{1,0} slice(%s), slice={[4:5], [0:100]}
+  %z = f32[1,100]{1,0} slice(%s), slice={[4:5], [0:100]}
+  %v = f32[1,100]{1,0} add(%x, %y)
+  %w = f32[1,100]{1,0} add(%v, %z)
+  ROOT %u = f32[1,100]{1,0} add(%w, %row)""",
+        "f32[1,100]",
+        (2 * LAYER, LAYER, LAYER),
+    ),
+    "updates a slice and works on the whole": (
+        """%v = f32[9,100]{1,0} dynamic-update-slice(%s, %row, %n, %zero)
+  ROOT %u = f32[9,100]{1,0} negate(%v)""",
+        "f32[9,100]",
+        (STACK - LAYER, LAYER, STACK + 4),
+    ),
+    "updates a slice, and works on the whole too": (
+        """%v = f32[9,100]{1,0} dynamic-update-slice(%s, %row, %n, %zero)
+  %w = f32[9,100]{1,0} negate(%v)
+  ROOT %t = (f32[9,100]{1,0}, f32[9,100]{1,0}) tuple(%v, %w)""",
+        "(f32[9,100], f32[9,100])",
+        (STACK - LAYER, LAYER, 2 * STACK + 4),
+    ),
+    "hands the stack on under another shape": (
+        """%b = f32[900]{0} bitcast(%s)
+  %v = f32[1,100]{1,0} negate(%row)
+  ROOT %t = (f32[900]{0}, f32[1,100]{1,0}) tuple(%b, %v)""",
+        "(f32[900], f32[1,100])",
+        (0, LAYER, LAYER),
+    ),
     "hands the stack on": (
         """%v = f32[1,100]{1,0} negate(%row)
   ROOT %t = (f32[9,100]{1,0}, f32[1,100]{1,0}) tuple(%s, %v)""",
@@ -114,6 +145,29 @@ def test_room_that_is_set_aside_costs_nothing():
 }
 """
     assert traffic.memory_traffic(hlo.Program(text, {"data": 1})) == 0
+
+
+def test_scratch_memory_of_a_library_does_not_count():
+    text = """ENTRY %main (a: bf16[8,4], b: bf16[4,16]) -> bf16[8,16] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = bf16[4,16]{1,0} parameter(1)
+  %c = (bf16[8,16]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %r = bf16[8,16]{1,0} get-tuple-element(%c), index=0
+}
+"""
+    assert traffic.memory_traffic(hlo.Program(text, {"data": 1})) == 2 * (8 * 4 + 4 * 16 + 8 * 16)
+
+
+def test_branches_of_a_conditional_are_all_counted():
+    def step(which, x):
+        return jax.lax.switch(which, [lambda x: jnp.tanh(x @ x), lambda x: jnp.cos(x @ x), lambda x: x], x)
+
+    x = jax.ShapeDtypeStruct((64, 64), np.float32)
+    text = jax.jit(step).lower(jax.ShapeDtypeStruct((), np.int32), x).compile().as_text()
+    found = hlo.Program(text, {"data": 1})
+    opcodes = [visit.instruction.opcode for visit in found.walk()]
+    assert "conditional" in opcodes and opcodes.count("dot") + opcodes.count("custom-call") == 2
+    assert traffic.memory_traffic(found) >= 2 * 3 * 64 * 64 * 4
 
 
 def test_a_step_without_loops_moves_what_xla_counts(tiny_config, fake_tokenizer):

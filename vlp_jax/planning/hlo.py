@@ -120,7 +120,7 @@ class Program:
                 chains[chain] = one
         return sorted((c for c in (*found, *chains.values()) if c.size > 1), key=lambda c: -c.traffic)
 
-    def walk(self) -> Iterator["Visit"]:
+    def walk(self) -> Iterator[Visit]:
         """All operations, those inside loops, calls and fusions too."""
 
         def visit(name, times, fused):
@@ -154,7 +154,7 @@ class Program:
                 return int(value[1])
         raise ValueError(f"cannot tell how often loop {loop.name} runs: its condition {condition} is no plain count")
 
-    def _collective(self, step: "Visit") -> Collective:
+    def _collective(self, step: Visit) -> Collective:
         i = step.instruction
         # On TPUs a reduce-scatter is an all-reduce and a slice, in a computation of that name.
         kind = "reduce-scatter" if "reduce-scatter" in step.computation else _kind(i.opcode)
@@ -199,7 +199,7 @@ def result_shape(i: Instruction) -> str:
 
 def is_free(opcode: str) -> bool:
     """Whether an operation touches no memory, or is the rest of one that was counted where it started."""
-    rest = opcode.endswith(("-done", "-update")) and not opcode.startswith("dynamic")
+    rest = opcode.endswith("-done") or (opcode.endswith("-update") and not opcode.startswith("dynamic"))
     return opcode in _FREE or rest
 
 
@@ -246,9 +246,9 @@ def called_by(i: Instruction) -> dict[str, tuple[str, ...]]:
         match = re.search(rf"\b{key}=%?([\w.\-]+)", i.rest)
         if match:
             out[key] = (match[1],)
-    branches = re.search(r"branchcomputations=\{([^}]*)\}", i.rest)
+    branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
     if branches:
-        out["branchcomputations"] = tuple(re.findall(r"[\w.\-]+", branches[1]))
+        out["branch_computations"] = tuple(re.findall(r"[\w.\-]+", branches[1]))
     return out
 
 

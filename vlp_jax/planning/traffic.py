@@ -2,10 +2,13 @@
 
 Each operation, and each fusion of operations, reads what it needs of its operands and writes its result once: of an
 array that it only takes a slice of, the slice; of one that it updates a slice of in place, as a loop does that stacks
-what each layer leaves, the update. On TPUs what stays on the chip does not count.
+what each layer leaves, the update. On TPUs what stays on the chip does not count. It is the least that a program moves:
+what a kernel reads again is not known; of a conditional all branches count.
 """
 
+import dataclasses
 import re
+from typing import Any
 
 from vlp_jax.planning.hlo import (
     Instruction,
@@ -49,6 +52,9 @@ def of_operation(i: Instruction, own: dict[str, Instruction], computations: Comp
     """Bytes of one run of an operation that stands outside of fusions."""
     if i.opcode == "custom-call" and 'custom_call_target="AllocateBuffer"' in i.rest:
         return 0  # room, which nothing is written to yet
+    if i.opcode == "custom-call" and i.shape.startswith("(") and 'custom_call_target="__cu' in i.rest:
+        # NVIDIA's libraries say last what they may write to in between, if they need it.
+        i = dataclasses.replace(i, shape=f"({', '.join(part for part in elements(i.shape) if part[:3] != 's8[')})")
     operands = [own[name].shape if name in own else "" for name in i.operands]
     if i.opcode == "fusion":
         return _of_fusion(i, operands, computations)
@@ -79,28 +85,37 @@ def _of_fusion(i: Instruction, operands: list[str], computations: Computations) 
 def _shares_read(body: list[Instruction], computations: Computations) -> list[float]:
     """What share of each parameter of a fusion is needed for its results, [0, 1]."""
     own = {i.name: i for i in body}
-    needed: dict[str, float] = {body[-1].name: element_count(body[-1].shape)}  # elements, of each value
+    # Elements wanted of each value: the most that any user wants, or all the slices together that are taken of it.
+    wanted: dict[str, dict[Any, float]] = {i.name: {} for i in body}
+    wanted[body[-1].name][None] = element_count(body[-1].shape)
+
+    def needed(name):
+        others, slices = wanted[name].get(None, 0), sum(n for key, n in wanted[name].items() if key)
+        return min(max(others, slices), element_count(own[name].shape))
+
     for i in reversed(body):
-        if i.name not in needed or i.opcode == "parameter":
+        total = needed(i.name)
+        if not total or i.opcode == "parameter":
             continue
         inner = _shares_read(computations[called_by(i)["calls"][0]], computations) if i.opcode == "fusion" else []
         for number, name in enumerate(i.operands):
             if name not in own:
                 continue
-            size = element_count(own[name].shape)
-            if i.opcode == "tuple":  # a parameter that is handed on as it is, is not read
-                want: float = 0 if own[name].opcode == "parameter" else size
-            elif i.opcode == "fusion":
+            size, key, want = element_count(own[name].shape), None, 0.0
+            if i.opcode == "fusion":
                 want = inner[number] * size
-            elif i.opcode == "dynamic-update-slice" and number == 0:
-                want = 0 if _is_parameter(i.operands[0], own) else size
-            elif i.opcode in _ELEMENT_BY_ELEMENT or (i.opcode in _SLICES and number == 0):
-                want = min(size, needed[i.name])
-            else:
+            elif i.opcode in _SLICES and number == 0:
+                key, want = (i.operands[1:], i.rest.partition("metadata=")[0]), total
+            elif i.opcode in _ELEMENT_BY_ELEMENT:
+                want = min(size, total)
+            elif i.opcode == "dynamic-update-slice" and number == 0 and _is_parameter(name, own):
+                # In place where it is a result; of one that is worked on, all but what is updated is read.
+                want = 0 if _is_result(i, own, body) else size - element_count(own[i.operands[1]].shape)
+            elif i.opcode != "tuple" or not _is_parameter(name, own):  # one that is handed on as it is, is not read
                 want = size
-            needed[name] = max(needed.get(name, 0), want)
+            wanted[name][key] = max(wanted[name].get(key, 0), want)
     parameters = sorted((int(i.rest.partition(")")[0]), i) for i in body if i.opcode == "parameter")
-    return [needed.get(i.name, 0) / max(element_count(i.shape), 1) for _, i in parameters]
+    return [needed(i.name) / max(element_count(i.shape), 1) for _, i in parameters]
 
 
 def _shares_written(body: list[Instruction], computations: Computations) -> list[float]:
@@ -116,12 +131,18 @@ def _shares_written(body: list[Instruction], computations: Computations) -> list
         share = 1.0
         if i.opcode == "parameter":
             share = 0.0
-        elif i.opcode == "dynamic-update-slice" and _is_parameter(i.operands[0], own):
+        elif i.opcode == "dynamic-update-slice" and _is_parameter(i.operands[0], own) and _is_result(i, own, body):
             share = element_count(own[i.operands[1]].shape) / max(element_count(i.shape), 1)
         elif i.opcode == "fusion" and not i.shape.startswith("("):
             (share,) = _shares_written(computations[called_by(i)["calls"][0]], computations)
         out.append(share)
     return out
+
+
+def _is_result(i: Instruction, own: dict[str, Instruction], body: list[Instruction]) -> bool:
+    """Whether a value of a fusion is a result of it, under whatever shape, and nothing else."""
+    users = [user for user in body if i.name in user.operands]
+    return all(user.opcode == "tuple" or (user.opcode in _RENAMING and _is_result(user, own, body)) for user in users)
 
 
 def _is_parameter(name: str, own: dict[str, Instruction]) -> bool:
