@@ -40,7 +40,9 @@ def initialize(mode: str, coordinator: str | None, processes: int | None, proces
         raise UserError(f"--distributed={mode}: expected one of {', '.join(MODES)}")
     if mode == "off":
         if len(missing) < 3:
-            raise UserError(f"--distributed=off with {', '.join(set(given) - set(missing))}: leave these out")
+            raise UserError(
+                f"--distributed=off with {', '.join(name for name in given if name not in missing)}: leave these out"
+            )
         return
     if 0 < len(missing) < 3 and mode == "auto":
         raise UserError(f"{', '.join(missing)} missing: expected all of {', '.join(given)}, or none of them")

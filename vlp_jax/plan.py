@@ -28,9 +28,17 @@ flags.DEFINE_string(
     "topology", None, "Devices, such as v5e:16x16, 'v5e:16x16 x2', h200:8, cpu:8; by default the named mesh's."
 )
 flags.DEFINE_integer(
-    "clips", None, "Clips of the data set, for the length of the run; where it is here, its own number."
+    "clips",
+    None,
+    "Clips of the data set, for the length of the run; where it is here, its own number.",
+    lower_bound=1,
 )
-flags.DEFINE_integer("vocabulary", None, "Pieces of the tokenizer; the tokenizer's own where it is here, else BERT's.")
+flags.DEFINE_integer(
+    "vocabulary",
+    None,
+    "Pieces of the tokenizer; the tokenizer's own where it is here, else BERT's.",
+    lower_bound=program.Vocabulary.first_word_id + 1,
+)
 flags.DEFINE_bool("search", False, "Try batches, remat policies and meshes, and rank them by clips per second.")
 flags.DEFINE_bool("json", False, "End with one JSON object.")
 flags.mark_flag_as_required("config")
@@ -61,7 +69,7 @@ def main(argv: list[str]) -> None:
         print(f"FITS; {result['text']}")
     else:
         batch = report.largest_batch(config, place, vocabulary)
-        print(f"DOES NOT FIT; the largest batch that does, all else equal: {batch or 'none, not even the smallest'}")
+        print(f"DOES NOT FIT; of its halves the largest that does, all else equal: {batch or 'none'}")
         result["largest_batch"] = batch
     if FLAGS.json:
         result["flops_error"] = program.flops_error(config, steps[0].kind, vocabulary)

@@ -24,10 +24,8 @@ def compiled(monkeypatch):
     """Sets what a compiled step needs, from its config; returns the configs that were compiled."""
     seen = []
 
-    def use(need, flops=lambda config: config.batch_size * 1e12, refuse=lambda config: False):
+    def use(need, flops=lambda config: config.batch_size * 1e12):
         def compile_step(config, place, kind, vocabulary):
-            if refuse(config):
-                raise UserError("does not divide")
             seen.append(config)
             total = need(config)
             sizes = {axis: config.mesh[axis] for axis in ("replica", "data", "fsdp", "tensor")}
@@ -81,8 +79,15 @@ def test_a_message_without_numbers_is_an_error_that_quotes_it():
 
 
 def test_no_batch_may_fit_at_all(config, compiled):
-    compiled(lambda c: 2**40, refuse=lambda c: c.batch_size < 64)
+    compiled(lambda c: 2**40)
     assert report.largest_batch(config, SLICE, 100) == 0
+
+
+def test_halved_batches_are_cut_to_what_the_rows_of_similarities_divide(config, compiled):
+    config.batch_size, config.similarity_rows = 16 * 32 * 3, 32
+    seen = compiled(lambda c: 2**40)
+    assert report.largest_batch(config, SLICE, 100) == 0
+    assert {c.batch_size for c in seen} == {16 * 32}
 
 
 def test_the_search_ranks_what_fits_by_clips_a_second_and_tries_whole_meshes_only(config, compiled, capsys):

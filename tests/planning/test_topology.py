@@ -16,7 +16,7 @@ from vlp_jax.types import UserError
 CUDA = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
-@pytest.mark.parametrize("name", ["h300:8", "v5e", "v5e:", ":8", "h200:8 x", "8"])
+@pytest.mark.parametrize("name", ["h300:8", "v5e", "v5e:", ":8", "h200:8 x", "8", "cpu:0", "h200:0", "cpu:8 x2"])
 def test_a_name_that_is_none_is_refused_with_the_form_of_one(name):
     with pytest.raises(UserError, match=r"expected KIND:SHAPE such as v5e:16x16, h200:8 or cpu:8"):
         topology.find(name)

@@ -45,7 +45,7 @@ def grouped(step: program.Compiled) -> list[dict[str, Any]]:
     """The collectives of a step by kind, axes, pass and operation, the largest first: bytes sent, and how often."""
     groups: dict[tuple, dict[str, Any]] = {}
     for one in step.collectives:
-        name = one.source.rpartition("/")[2] or "unnamed"
+        name = one.source.rpartition("/")[2].rstrip(")") or "unnamed"
         source = f"{name}, backward" if "transpose(" in one.source else name
         found = groups.setdefault(
             (one.kind, one.axes, source),
@@ -75,12 +75,12 @@ def summary(config: Any, place: topology.Topology, steps: list[program.Compiled]
         "devices": devices,
         "batch_size": config.batch_size,
         "remat": config.model.remat,
-        "mesh": {axis: config.mesh[axis] for axis in sharding.AXES},
+        "mesh": sharding.mesh_sizes(config, devices),
         "fits": all(step.fits for step in steps),
         "flops": mean(lambda step: step.model_flops),
         "flops_per_device": mean(lambda step: step.model_flops) / devices,
         "hbm_bytes": max(step.total for step in steps),
-        "memory": steps[0].memory,
+        "memory": max(steps, key=lambda step: step.total).memory,
         "memory_traffic_bytes": mean(lambda step: step.traffic),
         "collective_bytes": mean(sent),
         "collectives": {step.kind.name: grouped(step) for step in steps},
@@ -123,18 +123,17 @@ def largest_batch(config: Any, place: topology.Topology, vocabulary: int) -> int
     """The largest of a half, a quarter ... of the config's batch that fits, each cut to what divides over the mesh; 0
     where none does."""
     mesh = sharding.mesh_sizes(config, len(place.devices))
-    unit = math.prod(mesh[axis] for axis in sharding.BATCH_AXES) * config.accumulate_steps
+    unit = (
+        math.prod(mesh[axis] for axis in sharding.BATCH_AXES) * config.accumulate_steps * (config.similarity_rows or 1)
+    )
     unit = math.lcm(unit, (config.loss.vtm_group or 1) * config.accumulate_steps)
     half = lambda batch: batch // 2 // unit * unit
     batch = half(config.batch_size)
     while batch:
         other = config_lib.update(config.copy_and_resolve_references(), {"batch_size": batch})
-        try:
-            kinds = program.kinds_of(other)
-            if all(program.compile_step(other, place, kind, vocabulary).fits for kind in kinds):
-                return batch
-        except UserError:  # config.similarity_rows no longer divides it
-            return 0
+        kinds = program.kinds_of(other)
+        if all(program.compile_step(other, place, kind, vocabulary).fits for kind in kinds):
+            return batch
         batch = half(batch)
     return 0
 

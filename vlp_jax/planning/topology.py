@@ -54,7 +54,8 @@ def find(name: str) -> Topology:
     """
     match = _NAME.fullmatch(name.strip())
     kinds = ", ".join(["cpu", *chips.CHIPS])
-    if not match or match[1] not in (*chips.CHIPS, "cpu"):
+    sizes = [int(n) for n in re.findall(r"\d+", name.partition(":")[2])]
+    if not match or match[1] not in (*chips.CHIPS, "cpu") or not all(sizes) or (match[1] == "cpu" and match[3]):
         raise UserError(
             f"--topology={name}: expected KIND:SHAPE such as v5e:16x16, h200:8 or cpu:8, KIND one of {kinds}"
         )
