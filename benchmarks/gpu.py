@@ -29,8 +29,8 @@ import jax
 from benchmarks.step_time import Step, versus_transformers
 from vlp_jax.telemetry import chips
 
-# In the order of what is expected of them (benchmarks/RESULTS.md, Plans): the time may end before the last. Each says all
-# that it is about, in which the sizes differ.
+# In the order of what is expected of them (benchmarks/RESULTS.md, Plans): the time may end before the last. Each says
+# all that it is about, because the sizes differ in it.
 WRITTEN_OUT = {"model.unroll": True, "model.remat": "none"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "unrolled, cuDNN": {**WRITTEN_OUT, "model.attention_kernel": "cudnn"},

@@ -36,10 +36,13 @@ def test_a_name_becomes_the_sizes_of_all_axes_where_it_stood(words):
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_on_gpus_layers_are_written_out_unless_a_flag_behind_the_name_says_otherwise(name):
-    flags = meshes.expand([f"--config.mesh={name}", "--config.model.unroll=False"])
-    assert ("--config.model.unroll=True" in flags) == name.startswith(("gpu", "h200"))
-    assert flags[-1] == "--config.model.unroll=False"
+def test_on_gpus_layers_are_written_out_unless_a_flag_says_otherwise(name):
+    unroll = [flag for flag in meshes.expand([f"--config.mesh={name}"]) if "unroll" in flag]
+    assert unroll == (["--config.model.unroll=True"] if name.startswith(("gpu", "h200")) else [])
+    for words in (["--config.model.unroll=False"], ["--config.model.unroll", "False"]):
+        for argv in ([*words, f"--config.mesh={name}"], [f"--config.mesh={name}", *words]):
+            flags = meshes.expand(argv)
+            assert [flag for flag in flags if "unroll" in flag] == words[:1]
 
 
 def test_other_words_stay_as_they_are():

@@ -1,7 +1,8 @@
 """Meshes by name: `--config.mesh=v5e_256` stands for the sizes of its axes.
 
-A name sets `config.mesh.replica`, `.data`, `.fsdp` and `.tensor`, and of GPUs `config.model.unroll`; flags behind it
-change single ones. What Google calls v4-8 and v5p-128 counts TensorCores, two to a chip; v5e and v6e count chips.
+A name sets `config.mesh.replica`, `.data`, `.fsdp` and `.tensor`; flags behind it change single sizes. One of GPUs also
+sets `config.model.unroll` where no flag does. What Google calls v4-8 and v5p-128 counts TensorCores, two to a chip; v5e
+and v6e count chips.
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ class NamedMesh:
         return {axis: getattr(self, axis) for axis in ("replica", "data", "fsdp", "tensor")}
 
     @property
-    def flags(self) -> list[str]:
-        """The flags that the name stands for."""
-        out = [f"--config.mesh.{axis}={size}" for axis, size in self.sizes.items()]
-        # As the compilers write the step of `base`, a scan over layers moves 1.3 times the bytes of layers written out
-        # on an H200, and 0.8 times on a TPU, where it compiles sooner too (benchmarks/RESULTS.md, Plans).
-        gpu = chips.CHIPS.get(self.topology.partition(":")[0])
-        return [*out, "--config.model.unroll=True"] if gpu and not gpu.dimensions else out
+    def unroll(self) -> bool:
+        """Whether layers are better written out than scanned.
+
+        As the compilers write the step of `base`, a scan over layers moves 1.4 times the bytes of layers written out on
+        an H200, and 0.8 times on a TPU, where it compiles sooner too (benchmarks/RESULTS.md, Plans).
+        """
+        chip = chips.CHIPS.get(self.topology.partition(":")[0])
+        return chip is not None and not chip.dimensions
 
 
 # Parameters are spread over up to 16 chips, a row of the larger slices, and copied to the others.
@@ -86,10 +88,14 @@ def expand(argv: list[str]) -> list[str]:
       UserError: there is no such name.
     """
     out, words = [], iter(argv)
+    asked = any(word.lstrip("-").partition("=")[0] == "config.model.unroll" for word in argv if word.startswith("-"))
     for word in words:
         flag, equals, name = word.partition("=")
         if flag.lstrip("-") != "config.mesh" or not flag.startswith("-"):
             out.append(word)
             continue
-        out += find(name if equals else next(words, "")).flags
+        mesh = find(name if equals else next(words, ""))
+        out += [f"--config.mesh.{axis}={size}" for axis, size in mesh.sizes.items()]
+        if mesh.unroll and not asked:
+            out.append("--config.model.unroll=True")
     return out
