@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         print(f"FITS; {result['text']}")
     else:
         batch = report.largest_batch(config, place, vocabulary)
-        print(f"DOES NOT FIT; of its halves the largest that does, all else equal: {batch or 'none'}")
+        print(f"DOES NOT FIT; the first that does when the batch is halved, all else equal: {batch or 'none'}")
         result["largest_batch"] = batch
     if FLAGS.json:
         result["flops_error"] = program.flops_error(config, steps[0].kind, vocabulary)

@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from vlp_jax.telemetry import chips
 from vlp_jax.types import UserError
 
-_NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)(?: ?x(\d+))?")
+_NAME = re.compile(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)(?: ?x([1-9]\d*))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,7 @@ def find(name: str) -> Topology:
     """
     match = _NAME.fullmatch(name.strip())
     kinds = ", ".join(["cpu", *chips.CHIPS])
-    sizes = [int(n) for n in re.findall(r"\d+", name.partition(":")[2])]
-    if not match or match[1] not in (*chips.CHIPS, "cpu") or not all(sizes) or (match[1] == "cpu" and match[3]):
+    if not match or match[1] not in (*chips.CHIPS, "cpu") or (match[1] == "cpu" and match[3]):
         raise UserError(
             f"--topology={name}: expected KIND:SHAPE such as v5e:16x16, h200:8 or cpu:8, KIND one of {kinds}"
         )

@@ -125,9 +125,7 @@ def _shares_written(body: list[Instruction], computations: Computations) -> list
         return [1.0] * len(elements(root.shape))
     out = []
     for name in root.operands if root.opcode == "tuple" else (root.name,):
-        i = own[name]
-        while i.opcode in _RENAMING:
-            i = own[i.operands[0]]
+        i = _renamed(name, own)
         share = 1.0
         if i.opcode == "parameter":
             share = 0.0
@@ -147,6 +145,11 @@ def _is_result(i: Instruction, own: dict[str, Instruction], body: list[Instructi
 
 def _is_parameter(name: str, own: dict[str, Instruction]) -> bool:
     """Whether a value is a parameter of its fusion, under whatever shape."""
+    return _renamed(name, own).opcode == "parameter"
+
+
+def _renamed(name: str, own: dict[str, Instruction]) -> Instruction:
+    """What a value is before it got another shape."""
     while own[name].opcode in _RENAMING:
         name = own[name].operands[0]
-    return own[name].opcode == "parameter"
+    return own[name]
