@@ -148,6 +148,47 @@ def test_steps_that_are_no_longer_kept_leave_the_store(tmp_path, store):
     assert steps(store()) == ["000000003", "000000004"]
 
 
+def test_a_run_that_goes_on_sends_no_step_a_second_time_but_one_that_differs(tmp_path, store, monkeypatch):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2)
+    one.finish()
+    fsspec.filesystem("memory").pipe_file("/bucket/run/checkpoints/000000001/manifest.json", b"of another run")
+    sent = []
+    put = type(one._fs).put_file
+    monkeypatch.setattr(type(one._fs), "put_file", lambda self, a, b, **k: (sent.append(b), put(self, a, b, **k)))
+    before = store()
+    opened(tmp_path / "one").finish()
+    assert steps(name.removeprefix("/bucket/run/") for name in sent) == ["000000001"]
+    assert store() == before | {
+        "checkpoints/000000001/manifest.json": (tmp_path / "one/checkpoints/000000001/manifest.json").read_bytes()
+    }
+
+
+def test_each_process_sends_its_own_ledger_alone(tmp_path, store):
+    first = opened(tmp_path / "first")
+    (tmp_path / "first" / "ledger-1.jsonl").write_text("as it was fetched\n")
+    (tmp_path / "first" / "ledger.jsonl").write_text("0\n")
+    first.finish()
+    assert store().keys() == {"run_id", "ledger.jsonl"}
+    other = mirror.Mirror(ADDRESS, tmp_path / "other", only="ledger-1.jsonl")
+    other.fetch()
+    for name in ("ledger.jsonl", "ledger-1.jsonl", "ledger-12.jsonl", "config.json"):
+        (tmp_path / "other" / name).write_text("1\n")
+    other.finish()
+    assert store() == {"run_id": store()["run_id"], "ledger.jsonl": b"0\n", "ledger-1.jsonl": b"1\n"}
+
+
+def test_what_processes_compare_is_the_newest_intact_step_and_the_one_asked_for(tmp_path, store):
+    one = opened(tmp_path / "one")
+    assert one.steps() == one.steps(3) == []
+    save(tmp_path / "one", 1, 2, 3, keep=3)
+    assert one.steps() == ["checkpoints/000000003/"]
+    assert one.steps(1) == ["checkpoints/000000003/", "checkpoints/000000001/"]
+    assert one.steps(7) == ["checkpoints/000000003/"]
+    (tmp_path / "one" / "checkpoints" / "000000003" / "manifest.json").write_text("{}")
+    assert one.steps() == ["checkpoints/000000002/"]
+
+
 def test_a_commit_is_sent_by_the_thread(tmp_path, store):
     one = opened(tmp_path / "one")
     one.start()
@@ -291,3 +332,4 @@ def test_every_address_has_a_folder_of_its_own_where_the_environment_says(monkey
     monkeypatch.setenv("VLP_JAX_STAGING", "/scratch")
     folders = {mirror.staging(address) for address in ("gs://a/run", "gs://b/run", "gs://a/run/")}
     assert len(folders) == 2 and {folder.parent for folder in folders} == {pathlib.Path("/scratch")}
+    assert len({mirror.staging("gs://a/run", of) for of in ("", "1", "1-evaluation")} - folders) == 2

@@ -25,15 +25,16 @@ class Best:
     Args:
       directory: the workdir.
       config: the run's; `evaluation.select_by` names the metric.
+      shared: as of `checkpoint.Checkpointer`.
 
     Raises:
       UserError: WORKDIR/best was chosen by another metric, on another split or in another way of evaluating.
     """
 
-    def __init__(self, directory: pathlib.Path, config: Any):
+    def __init__(self, directory: pathlib.Path, config: Any, shared: bool = True):
         self._conditions = {name: config.evaluation[name] for name in _CONDITIONS}
         self._path = directory / workdir.BEST
-        self._checkpoints = checkpoint.Checkpointer(self._path, keep=1, asynchronous=False)
+        self._checkpoints = checkpoint.Checkpointer(self._path, keep=1, asynchronous=False, shared=shared)
         self.value: float = -math.inf
         self.metadata: dict[str, Any] = {}  # of the best state; {} before there is one
         self._count = self._checkpoints.latest() or 0

@@ -21,6 +21,9 @@ The next save removes `unfinished-` and `discarded-` folders that a killed proce
 that a run may be evaluated while it trains. The directory must lie on a file system with atomic rename (local, NFS,
 Lustre); object stores such as gs:// have none, and get copies (vlp_jax/mirror.py).
 
+The processes of a job write together into one directory that all of them see. Where each has a folder of its own, the
+first gathers the arrays, one after the other, and writes them alone; to restore, each needs a copy of the step.
+
 This is the only file that imports orbax.
 """
 
@@ -39,7 +42,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from vlp_jax import distributed, manifest
+from vlp_jax import distributed, manifest, sharding
 from vlp_jax.types import UserError
 
 _ARRAYS = "arrays"
@@ -52,14 +55,17 @@ _log = logging.getLogger(__name__)
 class Checkpointer:
     """Saves and restores the states of one run.
 
-    With several processes, each of them makes the same calls in the same order, and all see the same directory.
+    With several processes, each of them makes the same calls in the same order.
 
     Args:
       directory: made by the first save, parents included.
+      shared: whether all processes see the same directory; otherwise the first alone saves into its own, and what is to
+        be restored must lie in the directory of each.
       keep: newest checkpoints kept, at least 1.
       asynchronous: `save` returns as soon as the arrays are copied to host memory, and a thread does the rest. An error
         of that thread is raised by the next call of any method.
-      committed: called, on the first process and perhaps in that thread, after each commit.
+      committed: called after each commit, perhaps in that thread: on the first process, and on the others where the
+        directory is not shared.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Checkpointer:
         *,
         keep: int,
         asynchronous: bool,
+        shared: bool = True,
         committed: Callable[[], None] | None = None,
     ):
         if "://" in os.fspath(directory):
@@ -85,6 +92,8 @@ class Checkpointer:
         self._error: BaseException | None = None
         logging.getLogger("absl").addFilter(_quiet_orbax)
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+        self._gathers = not shared and jax.process_count() > 1
+        self._writer = _of_first() if self._gathers and distributed.is_first() else self._orbax
 
     # -- Writing -------------------------------------------------------------------------------------------------------
 
@@ -109,7 +118,7 @@ class Checkpointer:
         leaves = {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
         # Through JSON and back, so that what is hashed is exactly what a reader will parse.
         body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
-        first = jax.process_index() == 0
+        first = distributed.is_first()
         later = {s: manifest.problem(path) for s, path in self._folders().items() if s > step} if first else {}
         intact = distributed.from_first(lambda: max((s for s, problem in later.items() if problem is None), default=-1))
         if intact >= 0:
@@ -124,7 +133,13 @@ class Checkpointer:
             self._prepare(unfinished, later)
         # Orbax refuses arrays without elements; the manifest's leaves are enough to make them again.
         stored = {name: x for name, x in arrays.items() if x.size}
-        self._orbax.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(stored))
+        if self._gathers:
+            stored = _gathered(stored)
+            if not first:
+                if self._committed:
+                    self._committed()
+                return
+        self._writer.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(stored))
         self._background = threading.Thread(
             target=self._finish, args=(unfinished, step, number, body), name=f"checkpoint-{step}"
         )
@@ -135,7 +150,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Blocks until a background save is committed; raises its error where it failed."""
         # The commit is made by the first process alone; without this others could list the directory before it.
-        if self._join() and jax.process_count() > 1:
+        if self._join() and jax.process_count() > 1 and not self._gathers:
             multihost_utils.sync_global_devices("vlp_jax.checkpoint.committed")
 
     def close(self) -> None:
@@ -147,6 +162,7 @@ class Checkpointer:
             self._join()
         finally:
             self._orbax.close()
+            self._writer.close()
 
     def _join(self) -> bool:
         """Ends the background save; returns whether there was one, and raises its error."""
@@ -163,7 +179,7 @@ class Checkpointer:
         """Steps 2 to 4 of the module's docstring; runs in the background thread."""
         try:
             try:
-                self._orbax.wait_until_finished()  # on every process: returns when all of them have written
+                self._writer.wait_until_finished()  # returns when every process that writes has written
             except (ValueError, OSError) as error:  # what orbax and tensorstore make of a full or failing disk
                 reason = str(error).splitlines()[0][:300]
                 raise UserError(
@@ -171,7 +187,7 @@ class Checkpointer:
                     f"step {max(self._folders(), default='none')}: make room, or mend the disk, and run the same "
                     "command again"
                 ) from error
-            if jax.process_index() != 0:
+            if not distributed.is_first():
                 return
             manifest.write(unfinished, body)
             unfinished.rename(self._directory / _name(step, number))
@@ -368,6 +384,23 @@ def _discard(path: pathlib.Path) -> None:
 
 def _list(steps: list[int]) -> str:
     return ", ".join(map(str, steps))
+
+
+def _of_first() -> ocp.AsyncCheckpointer:
+    """Orbax that writes in the first process alone, and waits for no other."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="first")
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, multiprocessing_options=alone)
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
+
+
+def _gathered(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays as NumPy's on the first process, {} on the others; a device holds one of them whole at a time."""
+    out = {}
+    for name, x in arrays.items():
+        whole = sharding.fetch(x) if isinstance(x, jax.Array) else np.asarray(x)
+        if distributed.is_first():
+            out[name] = whole
+    return out
 
 
 def _quiet_orbax(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ all of them, in the same order. In a single process all of it is trivial.
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vlp_jax.types import UserError
 
 MODES = ("auto", "on", "off")
+
+T = TypeVar("T")
 
 
 def initialize(mode: str, coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -109,6 +111,21 @@ def from_first(make: Callable[[], Any]) -> Any:
     if "error" in said:
         raise UserError(said["error"])
     return said["value"]
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns, on each process its own; a UserError or OSError of one is a UserError of all."""
+    if jax.process_count() == 1:
+        return work()
+    said, value = "", None
+    try:
+        value = work()
+    except (UserError, OSError) as error:
+        said = str(error)
+    for number, text in enumerate(gather(said)):
+        if text:
+            raise UserError(f"process {number}: {text}")
+    return cast(T, value)
 
 
 def barrier(name: str) -> None:

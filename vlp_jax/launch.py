@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 
 from vlp_jax import config as config_lib
@@ -50,23 +49,16 @@ def open_workdir(
       step: as of `mirror.Mirror.fetch`.
 
     Raises:
-      UserError: several processes, of which each would have a folder of its own; as `mirror.Mirror`.
+      UserError: as `mirror.open_for_all`.
     """
     if not mirror_lib.is_address(text):
         yield pathlib.Path(text), None
         return
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--workdir={text}: a job of several processes needs a folder that all of them see (NFS, Filestore); an "
-            "address in a store is for one process"
-        )
-    folder = mirror_lib.staging(text)
-    mirror = mirror_lib.Mirror(text, folder, only)
-    mirror.fetch(step)
-    say(f"{text} is kept in {folder} and sent from there")
+    mirror = mirror_lib.open_for_all(text, only, step)
+    say(f"{text} is kept in {mirror.folder} and sent from there")
     mirror.start()
     try:
-        yield folder, mirror
+        yield mirror.folder, mirror
     except BaseException:  # whatever ends the run, its last checkpoint is sent
         try:
             mirror.finish()

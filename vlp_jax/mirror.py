@@ -9,12 +9,15 @@ Object stores cannot rename a folder at once, which checkpoints rely on, so the 
   half there has none, and does not exist. Then steps go that are below all of the folder. What cannot be sent is said
   and tried again at the next commit; at the end of the run it is an error.
 - An evaluation sends its results alone: the run may be trained elsewhere meanwhile.
+- Of several processes each has a folder of its own. The first one's is the run's, as above; what the store then has,
+  the others fetch anew at each start. They send nothing but their ledgers.
 
 Both hold a file `run_id`. A folder and a store of different runs are never mixed: that is an error, too.
 """
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
@@ -26,12 +29,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import fsspec
+import jax
 
-from vlp_jax import manifest
+from vlp_jax import distributed, manifest
 from vlp_jax.types import UserError
 
 _RUN_ID = "run_id"
 _STEP = re.compile(r"(checkpoints|best)/(\d{9,})(?:\.(\d+))?/")
+_OF_OTHERS = re.compile(r"ledger-\d+\.jsonl")  # what each process but the first sends itself
 _UNFINISHED = re.compile(r"(checkpoints|best)/(unfinished|discarded)-|(^|/)lock$|\.(part|fetched)$")
 _MANIFEST = "manifest.json"
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
@@ -44,12 +49,56 @@ def is_address(workdir: str) -> bool:
     return "://" in workdir
 
 
-def staging(address: str) -> pathlib.Path:
-    """The folder of this machine in which a run at that address works."""
+def staging(address: str, of: str = "") -> pathlib.Path:
+    """The folder of this machine in which a run at that address works; `of`: of another process than the first."""
     root = os.environ.get("VLP_JAX_STAGING") or pathlib.Path.home() / ".cache" / "vlp_jax" / "runs"
     last = re.sub(r"\W+", "_", address.rstrip("/").rpartition("/")[2])
     digest = hashlib.blake2b(address.rstrip("/").encode(), digest_size=6).hexdigest()
-    return pathlib.Path(root) / f"{last}-{digest}"
+    return pathlib.Path(root) / (f"{last}-{digest}" + (f"-{of}" if of else ""))
+
+
+def open_for_all(address: str, only: str, step: int | None) -> "Mirror":
+    """The mirror of this process, its folder at the same step as that of every other; all processes call it together.
+
+    Args:
+      only: as of `Mirror`, of the first process.
+      step: as of `Mirror.fetch`.
+
+    Raises:
+      UserError: on every process: as `Mirror` and `Mirror.fetch`; the first one has a step that others cannot fetch.
+    """
+    number = jax.process_index()
+
+    def first() -> Mirror | None:
+        if number:
+            return None
+        mirror = Mirror(address, staging(address), only)
+        mirror.fetch(step)
+        if jax.process_count() > 1 and not only:
+            mirror.send()  # what its folder is ahead of the store, for the others to fetch
+        return mirror
+
+    def others() -> Mirror:
+        # An evaluation may run beside the training of the same run.
+        folder = staging(address, f"{number}-evaluation" if only else f"{number}")
+        shutil.rmtree(folder, ignore_errors=True)
+        mirror = Mirror(address, folder, f"ledger-{number}.jsonl")
+        mirror.fetch(step)
+        return mirror
+
+    mine = distributed.together(first)
+    # Not at the same time: the others fetch what the first one has sent.
+    mirror = distributed.together(lambda: mine or others())
+    if jax.process_count() > 1:
+        steps = distributed.gather(mirror.steps(step))
+        for other, fetched in enumerate(steps):
+            if fetched != steps[0]:
+                raise UserError(
+                    f"--workdir={address}: process 0 has {_list(steps[0])} in {staging(address)}, process {other} "
+                    f"fetched {_list(fetched)} from the store: run this once more where a training run is just sending "
+                    "it, or remove that folder, to go on with what the store has"
+                )
+    return mirror
 
 
 class Mirror:
@@ -116,6 +165,8 @@ class Mirror:
         self.folder.mkdir(parents=True, exist_ok=True)
         kinds = {m[1] for m in map(_STEP.match, there) if m}
         newer = {kind: self._newer(there, kind) for kind in kinds}
+        if not self._only:
+            self._find_sent(there)
         # A folder that is ahead of the store has its own, later versions of these files.
         if not own.exists() or newer.get("checkpoints"):
             for name in there:
@@ -127,6 +178,14 @@ class Mirror:
         if wanted and not (self.folder / wanted[-1]).exists():
             self._fetch_newest(there, "checkpoints", wanted[-1:])
         own.write_text(theirs)  # last: what was interrupted begins anew
+
+    def steps(self, step: int | None = None) -> list[str]:
+        """Names of the folders of the newest intact checkpoint and, where it is there, of that of `step`."""
+        steps = _steps(self._here(), "checkpoints")
+        newest = sorted(steps, key=lambda name: steps[name], reverse=True)
+        intact = (name for name in newest if manifest.problem(self.folder / name) is None)
+        named = (name for name in newest if steps[name][0] == step)
+        return [*itertools.islice(intact, 1), *itertools.islice(named, 1)]
 
     def start(self) -> None:
         """Starts the thread that sends what `notify` tells of."""
@@ -159,7 +218,7 @@ class Mirror:
 
     def _attempt(self) -> None:
         try:
-            self._send()
+            self.send()
             self._problem = None
         except Exception as error:  # the thread has to live: what fails now may be sent at the next checkpoint
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -167,9 +226,14 @@ class Mirror:
             if not self._ended:
                 _log.warning("%s; tried again at the next checkpoint", reason)
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Sends what is new in the folder, and removes what is no longer kept.
+
+        Raises:
+          UserError: the store fails.
+        """
         here = self._here()
-        new = [n for n, state in here.items() if n.startswith(self._only) and self._sent.get(n) != state]
+        new = [n for n, state in here.items() if self._is_mine(n) and self._sent.get(n) != state]
         for name in sorted(new, key=lambda name: name.endswith(_MANIFEST)):
             try:
                 data = self.folder / name
@@ -180,6 +244,21 @@ class Mirror:
         if not self._only:
             for kind in ("checkpoints", "best"):
                 self._remove_below(kind, min(_steps(here, kind).values(), default=(0, 0)))
+
+    def _is_mine(self, name: str) -> bool:
+        return name.startswith(self._only) if self._only else not _OF_OTHERS.fullmatch(name)
+
+    def _find_sent(self, there: dict[str, int]) -> None:
+        """Takes for sent the steps that an earlier process has sent: their manifests, which hold digests, are there."""
+        here = self._here()
+        for kind in ("checkpoints", "best"):
+            for step in _complete(here, kind).keys() & _complete(there, kind).keys():
+                files = [name for name in here if name.startswith(step)]
+                own = (self.folder / step / _MANIFEST).read_bytes()
+                if all(there.get(name) == here[name][0] for name in files) and own == self._try(
+                    lambda step=step: self._fs.cat_file(self._at(step + _MANIFEST))
+                ):
+                    self._sent |= {name: here[name] for name in files}
 
     def _remove_below(self, kind: str, lowest: tuple[int, int]) -> None:
         """Removes the store's steps below all of the folder; above it there may be those of a machine that is ahead."""
@@ -280,6 +359,10 @@ class Mirror:
                 f"--workdir={self.address}: the store fails: {type(error).__name__}: {reason}; check the address and "
                 "the credentials (of gs://: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
             ) from error
+
+
+def _list(steps: list[str]) -> str:
+    return ", ".join(step.rstrip("/") for step in steps) or "no checkpoint"
 
 
 def _complete(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:

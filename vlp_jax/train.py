@@ -72,7 +72,7 @@ def train(
     Args:
       given: dotted keys of the config that the command line sets.
       say: prints a line, on the first process alone.
-      committed: called after each commit of a checkpoint.
+      committed: called after each commit of a checkpoint; given where each process has a workdir of its own.
 
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
@@ -112,6 +112,7 @@ def train(
         workdir / workdir_lib.CHECKPOINTS,
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.asynchronous,
+        shared=committed is None,
         committed=committed,
     )
     step, meters, spent = 0, meters_lib.Meters(), None
@@ -161,7 +162,7 @@ def train(
         evaluate, evaluator = make_evaluator(config, run, tokenizer, answers)
         if splits.held_out_of_training(config, config.evaluation.validation_split):
             say(f"validation on {config.evaluation.validation_split}: a part of the training split, kept from training")
-    best = best_lib.Best(workdir, config) if config.evaluation.select_by else None
+    best = best_lib.Best(workdir, config, shared=committed is None) if config.evaluation.select_by else None
     if best and best.metadata:
         check_plan(best.metadata, workdir, total_steps, records)
     step_at, masked_steps = state_lib.train_steps(run, total_steps), config_lib.masked_steps(config, total_steps)
@@ -226,7 +227,8 @@ def train(
                     if vote.alone:
                         break
                 cut, cut_answers, outside = cut + item.cut, cut_answers + item.cut_answers, outside + item.outside
-                # Once a step is not finite, `good` keeps every later one from moving the state.
+                # Copied while the devices run the step before. Once a step is not finite, `good` keeps every later one
+                # from moving the state.
                 batch = sharding.to_global(item.batch, mesh, rows)
                 counted, new = flops_of(step < masked_steps, batch)
                 state, metrics = step_at(step)(state, batch, good)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import ROOT
+from vlp_jax import mirror
 from vlp_jax.telemetry.writers import read_metrics
 
 # Beside other tests on two cores, a job of four has been seen to stand still.
@@ -70,8 +71,8 @@ class Job:
 def job(environment, tmp_path_factory):
     started = []
 
-    def start(command, count):
-        started.append(Job(command, count, tmp_path_factory.mktemp("logs"), environment))
+    def start(command, count, **more):
+        started.append(Job(command, count, tmp_path_factory.mktemp("logs"), {**environment, **more}))
         return started[-1]
 
     yield start
@@ -147,6 +148,44 @@ def test_after_a_kill_the_run_goes_on_in_another_number_of_processes(tmp_path, a
     done = run(command(workdir, **CONFIG))
     assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
     assert_equal_metrics(workdir, alone)
+
+
+@pytest.mark.slow
+def test_processes_without_a_common_folder_go_on_elsewhere_with_what_the_store_has(tmp_path, alone, command, job):
+    store, machines = tmp_path / "store" / "run", tmp_path / "machines"
+    changes = {**CONFIG, "evaluation.select_by": "text_to_video/R@1"}
+    two = job(command(f"file://{store}", **changes), 2, VLP_JAX_STAGING=str(machines))
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and all(process.poll() is None for process in two.processes):
+        if (store / "checkpoints" / f"{10:09d}" / "manifest.json").exists():
+            break
+        time.sleep(0.02)
+    two.kill()
+    assert (store / "checkpoints").exists(), two.output()
+    # On other machines, none of which has the folders of the first two, and with parameters sharded.
+    command_there = [*command(f"file://{store}", **changes), "--config.mesh.fsdp=2", "--config.mesh.data=1"]
+    there = job(command_there, 2, VLP_JAX_STAGING=str(tmp_path / "other machines"))
+    assert there.wait() == [0, 0], there.output()
+    assert "continuing" in there.logs[0].read_text()
+    assert_equal_metrics(store, alone)
+    # Back on the first ones, whose folders are behind the store now.
+    evaluate = [sys.executable, "-m", "vlp_jax.evaluate", f"--workdir=file://{store}", "--checkpoint=best"]
+    back = job([*evaluate, "--bootstrap=0"], 2, VLP_JAX_STAGING=str(machines))
+    assert back.wait() == [0, 0], back.output()
+    (result,) = (store / "evaluation").glob("*_best.json")
+    assert "text_to_video" in json.loads(result.read_text())
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_fetch_the_run_ends_all_with_its_reason(tmp_path, command, job, monkeypatch):
+    monkeypatch.setenv("VLP_JAX_STAGING", str(tmp_path))
+    address = f"file://{tmp_path}/store/run"
+    mirror.staging(address, "1").write_text("no folder")
+    two = job(command(address, **CONFIG), 2, VLP_JAX_STAGING=str(tmp_path))
+    assert two.wait() == [2, 2], two.output()
+    for log in two.logs:
+        assert "process 1: " in log.read_text() and "File exists" in log.read_text()
+        assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
