@@ -6,7 +6,8 @@
 #
 # Before, once: the repository in ~/vlp_jax on every host and `make tpu` there (the same gcloud command with
 # --command="cd vlp_jax && make tpu"), and a file system that all hosts see for --workdir and the data (Filestore); or a
-# copy of the data on each of them and --workdir=gs://BUCKET/runs/base (once on each: .venv/bin/pip install -e .[gcs]).
+# copy of the data and the tokenizer on each and --workdir=gs://BUCKET/runs/base (once on each: .venv/bin/pip install
+# -e .[gcs]).
 # Interrupting this command does not stop the hosts; `... --command="pkill -TERM -f vlp_jax.train"` saves and stops.
 set -euo pipefail
 if [ $# -lt 3 ]; then

@@ -168,10 +168,72 @@ def test_two_processes_save_and_restore_one_checkpoint_and_fall_back_together(tm
         assert float(one.restore(asked)[1]["w"].addressable_shards[0].data[0, 0]) == 33
         one.close()
     """
+    run_pair(script, tmp_path / "checkpoints")
+
+
+def test_processes_without_a_common_directory_save_what_the_first_gathers_and_restore_their_copies(tmp_path):
+    script = """
+        import pathlib, shutil, sys, jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+        from vlp_jax import distributed, manifest
+        from vlp_jax.checkpoint import Checkpointer
+        from vlp_jax.types import UserError
+        root, port, index = sys.argv[1:]
+        jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+        mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))
+        values = {
+            "w": (np.arange(24, dtype=np.float32).reshape(6, 4), P("a")),
+            "b": (np.arange(4).astype(jnp.bfloat16), P()),
+            "n": (np.int32(7), P()),
+            "none": (np.zeros((0, 3), np.float32), P()),
+        }
+        place = lambda x, spec: jax.make_array_from_callback(np.shape(x), NamedSharding(mesh, spec), lambda i: x[i])
+        state = {name: place(x, spec) for name, (x, spec) in values.items()}
+        asked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        directory, commits = pathlib.Path(root) / index, []
+        new = lambda: Checkpointer(
+            directory, keep=2, asynchronous=True, shared=False, committed=lambda: commits.append(1)
+        )
+        one = new()
+        for step in (1, 2, 3):
+            one.save(step, state, {"step": step})
+        assert one.latest() == 3
+        one.close()
+        assert len(commits) == 3 and directory.exists() == (index == "0")
+        if index == "1":
+            shutil.copytree(pathlib.Path(root) / "0", directory)
+        distributed.barrier("copied")
+        one = new()
+        step, restored, metadata = one.restore(asked)
+        assert (step, metadata) == (3, {"step": 3})
+        for name, (x, _) in values.items():
+            assert restored[name].sharding == state[name].sharding and restored[name].dtype == x.dtype
+            for shard in restored[name].addressable_shards:
+                np.testing.assert_array_equal(shard.data, x[shard.index])
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        if index == "0":
+            manifest.write = full
+        one.save(4, state, {})
+        try:
+            one.wait()
+            raise AssertionError("the first process's error is not the other's")
+        except UserError as error:
+            assert "process 0: [Errno 28] No space left" in str(error)
+        assert one.latest() == 3
+        one.close()
+    """
+    run_pair(script, tmp_path)
+
+
+def run_pair(script, *args):
+    """Runs a script in two processes, with these arguments, a port and the process's number."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "checkpoints"), str(port)]
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args), str(port)]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     pair = [subprocess.Popen([*command, str(i)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
     try:

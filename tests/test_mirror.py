@@ -6,11 +6,12 @@ import threading
 import time
 
 import fsspec
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlp_jax import checkpoint, mirror
+from vlp_jax import checkpoint, distributed, launch, mirror
 from vlp_jax.types import UserError
 
 ADDRESS = "memory://bucket/run"
@@ -143,9 +144,18 @@ def test_a_store_that_refuses_a_new_run_leaves_none_here(tmp_path, store, monkey
 def test_steps_that_are_no_longer_kept_leave_the_store(tmp_path, store):
     one = opened(tmp_path / "one")
     for step in range(1, 5):
-        save(tmp_path / "one", step)
+        save(tmp_path / "one", step, committed=one.notify)
         one.finish()
     assert steps(store()) == ["000000003", "000000004"]
+
+
+def test_a_command_that_saves_nothing_removes_nothing(tmp_path, store):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2, committed=one.notify)
+    one.finish()
+    two = opened(tmp_path / "two")  # has the newest alone
+    two.finish()
+    assert steps(store()) == ["000000001", "000000002"]
 
 
 def test_a_run_that_goes_on_sends_no_step_a_second_time_but_one_that_differs(tmp_path, store, monkeypatch):
@@ -178,15 +188,16 @@ def test_each_process_sends_its_own_ledger_alone(tmp_path, store):
     assert store() == {"run_id": store()["run_id"], "ledger.jsonl": b"0\n", "ledger-1.jsonl": b"1\n"}
 
 
-def test_what_processes_compare_is_the_newest_intact_step_and_the_one_asked_for(tmp_path, store):
+def test_what_processes_compare_is_the_newest_intact_steps_or_the_one_asked_for(tmp_path, store):
     one = opened(tmp_path / "one")
-    assert one.steps() == one.steps(3) == []
+    assert one.steps() == ["", ""] and one.steps(3) == []
     save(tmp_path / "one", 1, 2, 3, keep=3)
-    assert one.steps() == ["checkpoints/000000003/"]
-    assert one.steps(1) == ["checkpoints/000000003/", "checkpoints/000000001/"]
-    assert one.steps(7) == ["checkpoints/000000003/"]
+    assert one.steps() == ["checkpoints/000000003/", ""]
+    assert one.steps(1) == ["checkpoints/000000001/"] and one.steps(7) == []
     (tmp_path / "one" / "checkpoints" / "000000003" / "manifest.json").write_text("{}")
-    assert one.steps() == ["checkpoints/000000002/"]
+    assert one.steps() == ["checkpoints/000000002/", ""]
+    (tmp_path / "one" / "checkpoints").rename(tmp_path / "one" / "best")
+    assert one.steps() == ["", "best/000000002/"]
 
 
 def test_a_commit_is_sent_by_the_thread(tmp_path, store):
@@ -197,6 +208,125 @@ def test_a_commit_is_sent_by_the_thread(tmp_path, store):
     assert steps(store()) == ["000000007"]
 
 
+def test_a_damaged_step_is_fetched_again_and_does_not_spoil_the_store(tmp_path, store, caplog):
+    one = opened(tmp_path / "one")
+    save(tmp_path / "one", 1, 2)
+    one.finish()
+    before = store()
+    damaged = tmp_path / "one" / largest(store(), "000000002")
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    opened(tmp_path / "one").finish()
+    assert "fetched again" in caplog.text and restored(tmp_path / "one") == 2
+    assert store() == before
+
+
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """Calls a function in several threads, each of which is a process of one job; returns results or errors.
+
+    No more than two where they read from the store: its files are shared objects, each with one position.
+    """
+    monkeypatch.setenv("VLP_JAX_STAGING", str(tmp_path))
+
+    def run(count, work):
+        own, meeting, said = threading.local(), threading.Barrier(count, timeout=30), [None] * count
+        results = [None] * count
+
+        def gather(value):
+            said[own.number] = value
+            meeting.wait()
+            everyones = list(said)
+            meeting.wait()
+            return everyones
+
+        def one(number):
+            own.number = number
+            try:
+                results[number] = work()
+            except UserError as error:
+                results[number] = error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "gather", gather)
+            patch.setattr(jax, "process_count", lambda: count)
+            patch.setattr(jax, "process_index", lambda: own.number)
+            threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        return results
+
+    return run
+
+
+def trained(*numbers):
+    """A run of one process that has saved and sent these steps; its folder."""
+    folder = mirror.staging(ADDRESS)
+    one = opened(folder)
+    save(folder, *numbers)
+    one.finish()
+    return folder
+
+
+def test_processes_have_the_step_that_the_first_is_ahead_of_the_store(store, processes):
+    folder = trained(1)
+    save(folder, 2)
+    stale = mirror.staging(ADDRESS, "1") / "checkpoints" / "000000009"
+    stale.mkdir(parents=True)
+    both = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
+    assert [restored(one.folder) for one in both] == [2, 2]
+    assert both[0].folder != both[1].folder and not stale.exists()
+
+
+def test_a_step_that_is_damaged_in_the_store_is_sent_again_before_others_fetch_it(store, processes):
+    trained(1, 2)
+    before = store()
+    change(largest(store(), "000000002"))
+    assert [restored(one.folder) for one in processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))] == [2, 2]
+    assert store() == before
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "best"])
+def test_an_evaluation_whose_processes_would_read_different_steps_is_refused_by_all(store, processes, kind):
+    folder = trained(1)
+    save(folder, 2)
+    if kind == "best":
+        (folder / "checkpoints" / "000000002").rename(folder / "000000002")
+        (folder / "best").mkdir()
+        (folder / "000000002").rename(folder / "best" / "000000002")
+    before = store()
+    errors = processes(2, lambda: mirror.open_for_all(ADDRESS, "evaluation/", None))
+    for error in errors:
+        assert f"process 0 has checkpoints/{'000000002' if kind == 'checkpoints' else '000000001, best'}" in str(error)
+        assert "process 1 fetched checkpoints/000000001 from the store" in str(error)
+    assert store() == before
+    # A step that both have.
+    assert len(processes(2, lambda: mirror.open_for_all(ADDRESS, "evaluation/", 1).folder)) == 2
+
+
+def test_the_error_of_one_process_ends_all(store, processes):
+    trained(1)
+    mirror.staging(ADDRESS, "1").write_text("no folder")
+    errors = processes(3, lambda: mirror.open_for_all(ADDRESS, "", None))
+    assert [type(error) for error in errors] == [UserError] * 3 and len(set(map(str, errors))) == 1
+    assert str(errors[0]).startswith("process 1: ")
+
+
+def test_a_second_job_leaves_the_folders_of_the_first_alone(store, processes):
+    trained(1)
+    first = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
+    (first[1].folder / "ledger-1.jsonl").write_text("{}\n")
+    errors = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
+    assert all("in use by another training process" in str(error) for error in errors)
+    assert (first[1].folder / "ledger-1.jsonl").exists()
+    for one in first:
+        one.finish()
+    assert "ledger-1.jsonl" in store()
+    again = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
+    assert (again[1].folder / "ledger-1.jsonl").read_text() == "{}\n"
+
+
 def test_the_manifest_of_a_step_is_sent_last_and_removed_first(tmp_path, store, monkeypatch):
     one = opened(tmp_path / "one")
     order = []
@@ -205,7 +335,7 @@ def test_the_manifest_of_a_step_is_sent_last_and_removed_first(tmp_path, store, 
     monkeypatch.setattr(fs, "put_file", lambda self, a, b, **k: (order.append(("put", b)), put(self, a, b, **k)))
     monkeypatch.setattr(fs, "rm_file", lambda self, a: (order.append(("remove", a)), remove(self, a)))
     for step in (1, 2, 3):
-        save(tmp_path / "one", step)
+        save(tmp_path / "one", step, committed=one.notify)
         one.finish()
     for step in ("000000002", "000000003"):
         sent = [name for kind, name in order if kind == "put" and f"/{step}/" in name]
@@ -333,3 +463,12 @@ def test_every_address_has_a_folder_of_its_own_where_the_environment_says(monkey
     folders = {mirror.staging(address) for address in ("gs://a/run", "gs://b/run", "gs://a/run/")}
     assert len(folders) == 2 and {folder.parent for folder in folders} == {pathlib.Path("/scratch")}
     assert len({mirror.staging("gs://a/run", of) for of in ("", "1", "1-evaluation")} - folders) == 2
+
+
+def test_processes_with_different_addresses_are_refused(processes):
+    def open_workdir():
+        with launch.open_workdir(f"memory://bucket/run{jax.process_index()}", print):
+            raise AssertionError("opened")
+
+    errors = processes(2, open_workdir)
+    assert "'memory://bucket/run0' and 'memory://bucket/run1'" in str(errors[0]) and str(errors[0]) == str(errors[1])

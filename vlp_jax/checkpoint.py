@@ -40,7 +40,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from vlp_jax import distributed, manifest, sharding
 from vlp_jax.types import UserError
@@ -89,6 +88,7 @@ class Checkpointer:
         self._asynchronous = asynchronous
         self._committed = committed
         self._background: threading.Thread | None = None
+        self._saving = False  # until `wait`, on every process
         self._error: BaseException | None = None
         logging.getLogger("absl").addFilter(_quiet_orbax)
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
@@ -129,29 +129,29 @@ class Checkpointer:
         saves = lambda: [n for s, n, _ in self._listing() if s == step]
         number = distributed.from_first(lambda: 1 + max(saves(), default=-1))
         unfinished = self._directory / f"unfinished-{_name(step, number)}"
-        if first:
-            self._prepare(unfinished, later)
+        distributed.together(lambda: self._prepare(unfinished, later) if first else None)
         # Orbax refuses arrays without elements; the manifest's leaves are enough to make them again.
         stored = {name: x for name, x in arrays.items() if x.size}
         if self._gathers:
             stored = _gathered(stored)
-            if not first:
-                if self._committed:
-                    self._committed()
-                return
-        self._writer.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(stored))
-        self._background = threading.Thread(
-            target=self._finish, args=(unfinished, step, number, body), name=f"checkpoint-{step}"
-        )
-        self._background.start()
+        self._saving = True
+        if first or not self._gathers:
+            self._writer.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(stored))
+            self._background = threading.Thread(
+                target=self._finish, args=(unfinished, step, number, body), name=f"checkpoint-{step}"
+            )
+            self._background.start()
+        elif self._committed:
+            self._committed()
         if not self._asynchronous:
             self.wait()
 
     def wait(self) -> None:
-        """Blocks until a background save is committed; raises its error where it failed."""
-        # The commit is made by the first process alone; without this others could list the directory before it.
-        if self._join() and jax.process_count() > 1 and not self._gathers:
-            multihost_utils.sync_global_devices("vlp_jax.checkpoint.committed")
+        """Blocks until a background save is committed; raises its error where it failed, on every process."""
+        if self._saving:
+            self._saving = False
+            # The first process alone commits: the others could list the directory before it, or wait for it for ever.
+            distributed.together(self._join)
 
     def close(self) -> None:
         """Waits for a background save and frees orbax's threads; may be called twice.
@@ -164,16 +164,15 @@ class Checkpointer:
             self._orbax.close()
             self._writer.close()
 
-    def _join(self) -> bool:
-        """Ends the background save; returns whether there was one, and raises its error."""
+    def _join(self) -> None:
+        """Ends the background save, where there is one, and raises its error."""
         if self._background is None:
-            return False
+            return
         self._background.join()
         self._background = None
         error, self._error = self._error, None
         if error is not None:
             raise error
-        return True
 
     def _finish(self, unfinished: pathlib.Path, step: int, number: int, body: dict[str, Any]) -> None:
         """Steps 2 to 4 of the module's docstring; runs in the background thread."""

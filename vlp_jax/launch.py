@@ -49,8 +49,13 @@ def open_workdir(
       step: as of `mirror.Mirror.fetch`.
 
     Raises:
-      UserError: as `mirror.open_for_all`.
+      UserError: as `mirror.open_for_all`; processes of one job with different addresses.
     """
+    stores = distributed.gather(text if mirror_lib.is_address(text) else "")
+    if len(set(stores)) > 1:
+        raise UserError(
+            f"--workdir is {' and '.join(map(repr, sorted(set(stores))))} in the processes of this job: expected one"
+        )
     if not mirror_lib.is_address(text):
         yield pathlib.Path(text), None
         return
@@ -65,7 +70,8 @@ def open_workdir(
         except UserError as error:  # the first error is the one to be told
             say(f"warning: {error}")
         raise
-    mirror.finish()
+    # A process that leaves before the others have ended is soon waited for no more, and they are aborted.
+    distributed.together(mirror.finish)
 
 
 def run_app(main: Callable[[list[str]], None]) -> None:

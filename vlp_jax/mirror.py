@@ -8,6 +8,7 @@ Object stores cannot rename a folder at once, which checkpoints rely on, so the 
 - After each commit of a checkpoint a thread sends what is new, the manifest of a checkpoint last: a checkpoint that is
   half there has none, and does not exist. Then steps go that are below all of the folder. What cannot be sent is said
   and tried again at the next commit; at the end of the run it is an error.
+- A step that is damaged in the folder is fetched again where the store has it.
 - An evaluation sends its results alone: the run may be trained elsewhere meanwhile.
 - Of several processes each has a folder of its own. The first one's is the run's, as above; what the store then has,
   the others fetch anew at each start. They send nothing but their ledgers.
@@ -17,7 +18,6 @@ Both hold a file `run_id`. A folder and a store of different runs are never mixe
 
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
 import pathlib
@@ -26,12 +26,13 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 import fsspec
 import jax
 
 from vlp_jax import distributed, manifest
+from vlp_jax import workdir as workdir_lib
 from vlp_jax.types import UserError
 
 _RUN_ID = "run_id"
@@ -67,38 +68,48 @@ def open_for_all(address: str, only: str, step: int | None) -> "Mirror":
     Raises:
       UserError: on every process: as `Mirror` and `Mirror.fetch`; the first one has a step that others cannot fetch.
     """
-    number = jax.process_index()
+    number, several = jax.process_index(), jax.process_count() > 1
 
-    def first() -> Mirror | None:
+    def make() -> Mirror:
         if number:
-            return None
+            # An evaluation may run beside the training of the same run.
+            folder = staging(address, f"{number}-evaluation" if only else f"{number}")
+            return Mirror(address, folder, f"ledger-{number}.jsonl")
         mirror = Mirror(address, staging(address), only)
         mirror.fetch(step)
-        if jax.process_count() > 1 and not only:
+        if several and not only:
             mirror.send()  # what its folder is ahead of the store, for the others to fetch
         return mirror
 
-    def others() -> Mirror:
-        # An evaluation may run beside the training of the same run.
-        folder = staging(address, f"{number}-evaluation" if only else f"{number}")
-        shutil.rmtree(folder, ignore_errors=True)
-        mirror = Mirror(address, folder, f"ledger-{number}.jsonl")
-        mirror.fetch(step)
-        return mirror
+    def follow() -> None:
+        if number:
+            mirror.begin_anew()
+            mirror.fetch(step)
 
-    mine = distributed.together(first)
-    # Not at the same time: the others fetch what the first one has sent.
-    mirror = distributed.together(lambda: mine or others())
-    if jax.process_count() > 1:
-        steps = distributed.gather(mirror.steps(step))
-        for other, fetched in enumerate(steps):
-            if fetched != steps[0]:
-                raise UserError(
-                    f"--workdir={address}: process 0 has {_list(steps[0])} in {staging(address)}, process {other} "
-                    f"fetched {_list(fetched)} from the store: run this once more where a training run is just sending "
-                    "it, or remove that folder, to go on with what the store has"
-                )
+    def send_anew() -> None:
+        if not number:
+            mirror.send(anew=True)
+
+    mirror = distributed.together(make)
+    distributed.together(follow)
+    if several and not only and _differ(mirror, step):
+        # Of what the first has sent before, something is damaged in the store.
+        distributed.together(send_anew)
+        distributed.together(follow)
+    if several and (steps := _differ(mirror, step)):
+        has, fetched = steps[0], next(other for other in steps if other != steps[0])
+        raise UserError(
+            f"--workdir={address}: process 0 has {_list(has)} in {staging(address)}, process {steps.index(fetched)} "
+            f"fetched {_list(fetched)} from the store: run this once more where a training run is just sending it, or "
+            "remove that folder, to go on with what the store has"
+        )
     return mirror
+
+
+def _differ(mirror: "Mirror", step: int | None) -> list[list[str]]:
+    """The steps of each process where they are not the same, else []."""
+    steps = distributed.gather(mirror.steps(step))
+    return steps if any(other != steps[0] for other in steps) else []
 
 
 class Mirror:
@@ -117,7 +128,8 @@ class Mirror:
         self.address, self.folder, self._only = address.rstrip("/"), folder, only
         self._sent: dict[str, tuple[int, int]] = {}  # path -> size and time of change of what the store has
         self._problem: UserError | None = None
-        self._wanted, self._ended = threading.Event(), False
+        self._wanted, self._ended, self._has_new = threading.Event(), False, False
+        self._lock: TextIO | None = None
         self._thread: threading.Thread | None = None
         scheme = address.partition("://")[0]
         options = {"auto_mkdir": True} if scheme in ("file", "local") else {}
@@ -163,6 +175,8 @@ class Mirror:
                 "one: move that folder away, or use another address"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._only:
+            self._drop_damaged(there)
         kinds = {m[1] for m in map(_STEP.match, there) if m}
         newer = {kind: self._newer(there, kind) for kind in kinds}
         if not self._only:
@@ -179,13 +193,31 @@ class Mirror:
             self._fetch_newest(there, "checkpoints", wanted[-1:])
         own.write_text(theirs)  # last: what was interrupted begins anew
 
+    def begin_anew(self) -> None:
+        """Empties the folder, which is a copy of what the store has, and keeps others out of it until `finish`.
+
+        Raises:
+          UserError: another process works in it.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self._lock or workdir_lib.lock(self.folder)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
     def steps(self, step: int | None = None) -> list[str]:
-        """Names of the folders of the newest intact checkpoint and, where it is there, of that of `step`."""
-        steps = _steps(self._here(), "checkpoints")
-        newest = sorted(steps, key=lambda name: steps[name], reverse=True)
-        intact = (name for name in newest if manifest.problem(self.folder / name) is None)
-        named = (name for name in newest if steps[name][0] == step)
-        return [*itertools.islice(intact, 1), *itertools.islice(named, 1)]
+        """Names of the folders of the newest intact checkpoint and of the best one, or of that of `step` alone."""
+
+        def newest_first(kind):
+            steps = _steps(self._here(), kind)
+            return sorted(steps, key=lambda name: steps[name], reverse=True)
+
+        if step is not None:
+            return [name for name in newest_first("checkpoints") if _steps([name], "checkpoints")[name][0] == step][:1]
+        is_intact = lambda name: manifest.problem(self.folder / name) is None
+        return [next(filter(is_intact, newest_first(kind)), "") for kind in ("checkpoints", "best")]
 
     def start(self) -> None:
         """Starts the thread that sends what `notify` tells of."""
@@ -193,7 +225,8 @@ class Mirror:
         self._thread.start()
 
     def notify(self) -> None:
-        """Says that there is something new to send; returns at once."""
+        """Says that there is a new checkpoint to send; returns at once."""
+        self._has_new = True
         self._wanted.set()
 
     def finish(self) -> None:
@@ -205,6 +238,8 @@ class Mirror:
             self._thread = None
         # Once more: the thread may have listed the folder before the last files were there.
         self._attempt()
+        if self._lock:
+            self._lock.close()
         if self._problem is not None:
             raise self._problem
 
@@ -226,12 +261,17 @@ class Mirror:
             if not self._ended:
                 _log.warning("%s; tried again at the next checkpoint", reason)
 
-    def send(self) -> None:
-        """Sends what is new in the folder, and removes what is no longer kept.
+    def send(self, anew: bool = False) -> None:
+        """Sends what is new in the folder and, once it has a new checkpoint, removes steps that are no longer kept.
+
+        Args:
+          anew: sends everything, whatever the store has.
 
         Raises:
           UserError: the store fails.
         """
+        if anew:
+            self._sent.clear()
         here = self._here()
         new = [n for n, state in here.items() if self._is_mine(n) and self._sent.get(n) != state]
         for name in sorted(new, key=lambda name: name.endswith(_MANIFEST)):
@@ -241,12 +281,22 @@ class Mirror:
             except FileNotFoundError:
                 continue  # a step that was discarded meanwhile; its manifest, too, is gone and not sent
             self._sent[name] = here[name]
-        if not self._only:
+        # A folder that was fetched has the newest step alone: it says nothing yet of what is kept.
+        if self._has_new and not self._only:
             for kind in ("checkpoints", "best"):
                 self._remove_below(kind, min(_steps(here, kind).values(), default=(0, 0)))
 
     def _is_mine(self, name: str) -> bool:
         return name.startswith(self._only) if self._only else not _OF_OTHERS.fullmatch(name)
+
+    def _drop_damaged(self, there: dict[str, int]) -> None:
+        """Removes damaged steps that the store has, too: sent, they would replace what may be intact there."""
+        for kind in ("checkpoints", "best"):
+            for step in _steps(self._here(), kind).keys() & _complete(there, kind).keys():
+                problem = manifest.problem(self.folder / step)
+                if problem is not None:
+                    _log.warning("%s is corrupt (%s): fetched again", self.folder / step, problem)
+                    shutil.rmtree(self.folder / step)
 
     def _find_sent(self, there: dict[str, int]) -> None:
         """Takes for sent the steps that an earlier process has sent: their manifests, which hold digests, are there."""
@@ -362,7 +412,7 @@ class Mirror:
 
 
 def _list(steps: list[str]) -> str:
-    return ", ".join(step.rstrip("/") for step in steps) or "no checkpoint"
+    return ", ".join(step.rstrip("/") for step in steps if step) or "no checkpoint"
 
 
 def _complete(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:

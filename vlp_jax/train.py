@@ -327,9 +327,12 @@ def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, wor
     bad = [f"{name} = {total}" for name, (total, _) in metrics["terms"].items() if not math.isfinite(total)]
     what = ", ".join(bad) if bad else f"the gradient norm = {metrics['grad_norm']} (all terms are finite)"
     path = workdir / f"not_finite_{step}.json"
-    path.write_text(json.dumps({"step": step, "terms": bad, "clip_ids": item.clip_ids}, indent=1))
+    # With a tensor axis several processes have the same.
+    clip_ids = list(dict.fromkeys(clip for own in distributed.gather(list(item.clip_ids)) for clip in own))
+    if distributed.is_first():
+        path.write_text(json.dumps({"step": step, "terms": bad, "clip_ids": clip_ids}, indent=1))
     return UserError(
-        f"step {step} is not finite: {what}; examples {', '.join(item.clip_ids[:4])}, ... (all in {path}). "
+        f"step {step} is not finite: {what}; examples {', '.join(clip_ids[:4])}, ... (all in {path}). "
         f"The state before it is saved as step {step - 1}. A lower config.optimizer.learning_rate or clip_norm may "
         "help, in a new --workdir: from the start, or from an earlier checkpoint by --config.init_from"
     )
