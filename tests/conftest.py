@@ -6,6 +6,7 @@ import sys
 import tempfile
 import types
 
+import fsspec
 import hypothesis
 import jax
 import numpy as np
@@ -145,3 +146,17 @@ def saver(tmp_path):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def store():
+    """Name -> content of every file at the address."""
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/bucket"):
+        fs.rm("/bucket", recursive=True)
+
+    def read():
+        found = fs.find("/bucket/run") if fs.exists("/bucket/run") else []
+        return {path.removeprefix("/bucket/run/"): fs.cat_file(path) for path in found}
+
+    return read

@@ -11,7 +11,8 @@ import pytest
 from vlp_jax import config as config_lib
 from vlp_jax import evaluate, inherit, runs, sharding
 from vlp_jax import state as state_lib
-from vlp_jax.checkpoint import Checkpointer, by_path
+from vlp_jax.checkpoint import Checkpointer
+from vlp_jax.trees import by_path
 from vlp_jax.types import UserError
 
 

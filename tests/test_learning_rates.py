@@ -12,8 +12,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_jax import checkpoint, optimizer, sharding
 from vlp_jax import config as config_lib
+from vlp_jax import optimizer, sharding, trees
 from vlp_jax import state as state_lib
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
@@ -56,7 +56,7 @@ def random_tree(seed):
 
 
 def by_path(state):
-    return {name: np.asarray(leaf) for name, leaf in checkpoint.by_path(state).items()}
+    return {name: np.asarray(leaf) for name, leaf in trees.by_path(state).items()}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def abstract(tiny_config, fake_tokenizer):
 def factors_of(config, params):
     """Path -> factor."""
     factors = jax.tree.leaves(optimizer.rate_factors(config, params))
-    return dict(zip(checkpoint.by_path(params), factors, strict=True))
+    return dict(zip(trees.by_path(params), factors, strict=True))
 
 
 def expected_factors():
@@ -119,7 +119,7 @@ def test_layer_decay_is_that_of_beit(tiny_config, abstract):
     for name, factor in factors.items():
         if name.startswith("vision/blocks/"):
             np.testing.assert_allclose(np.ravel(factor), [0.75 ** (depth + 1 - i) for i in range(1, depth + 1)])
-            assert np.ndim(factor) == len(checkpoint.by_path(abstract)[name].shape)
+            assert np.ndim(factor) == len(trees.by_path(abstract)[name].shape)
         elif name.startswith("vision/") and not name.startswith("vision/norm/"):
             assert factor == 0.75 ** (depth + 1), name
         else:

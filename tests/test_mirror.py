@@ -6,55 +6,11 @@ import threading
 import time
 
 import fsspec
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from vlp_jax import checkpoint, distributed, launch, mirror
+from tests.stores import ADDRESS, change, largest, opened, restored, save, steps
+from vlp_jax import mirror
 from vlp_jax.types import UserError
-
-ADDRESS = "memory://bucket/run"
-
-
-@pytest.fixture
-def store():
-    """Name -> content of every file at the address."""
-    fs = fsspec.filesystem("memory")
-    if fs.exists("/bucket"):
-        fs.rm("/bucket", recursive=True)
-
-    def read():
-        found = fs.find("/bucket/run") if fs.exists("/bucket/run") else []
-        return {path.removeprefix("/bucket/run/"): fs.cat_file(path) for path in found}
-
-    return read
-
-
-def save(folder, *steps, keep=2, committed=None):
-    """Commits checkpoints of one leaf, the step's number."""
-    checkpoints = checkpoint.Checkpointer(folder / "checkpoints", keep=keep, asynchronous=False, committed=committed)
-    for step in steps:
-        checkpoints.save(step, {"x": jnp.full(3, step)}, {"step": step})
-    checkpoints.close()
-
-
-def restored(folder):
-    checkpoints = checkpoint.Checkpointer(folder / "checkpoints", keep=2, asynchronous=False)
-    step, state, _ = checkpoints.restore({"x": jnp.zeros(3, int)})
-    checkpoints.close()
-    np.testing.assert_array_equal(state["x"], step)
-    return step
-
-
-def opened(folder):
-    copy = mirror.Mirror(ADDRESS, folder)
-    copy.fetch()
-    return copy
-
-
-def steps(names):
-    return sorted({name.split("/")[1] for name in names if name.startswith("checkpoints/")})
 
 
 def test_what_one_machine_sends_another_goes_on_with(tmp_path, store):
@@ -220,113 +176,6 @@ def test_a_damaged_step_is_fetched_again_and_does_not_spoil_the_store(tmp_path, 
     assert store() == before
 
 
-@pytest.fixture
-def processes(tmp_path, monkeypatch):
-    """Calls a function in several threads, each of which is a process of one job; returns results or errors.
-
-    No more than two where they read from the store: its files are shared objects, each with one position.
-    """
-    monkeypatch.setenv("VLP_JAX_STAGING", str(tmp_path))
-
-    def run(count, work):
-        own, meeting, said = threading.local(), threading.Barrier(count, timeout=30), [None] * count
-        results = [None] * count
-
-        def gather(value):
-            said[own.number] = value
-            meeting.wait()
-            everyones = list(said)
-            meeting.wait()
-            return everyones
-
-        def one(number):
-            own.number = number
-            try:
-                results[number] = work()
-            except UserError as error:
-                results[number] = error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(distributed, "gather", gather)
-            patch.setattr(jax, "process_count", lambda: count)
-            patch.setattr(jax, "process_index", lambda: own.number)
-            threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        return results
-
-    return run
-
-
-def trained(*numbers):
-    """A run of one process that has saved and sent these steps; its folder."""
-    folder = mirror.staging(ADDRESS)
-    one = opened(folder)
-    save(folder, *numbers)
-    one.finish()
-    return folder
-
-
-def test_processes_have_the_step_that_the_first_is_ahead_of_the_store(store, processes):
-    folder = trained(1)
-    save(folder, 2)
-    stale = mirror.staging(ADDRESS, "1") / "checkpoints" / "000000009"
-    stale.mkdir(parents=True)
-    both = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
-    assert [restored(one.folder) for one in both] == [2, 2]
-    assert both[0].folder != both[1].folder and not stale.exists()
-
-
-def test_a_step_that_is_damaged_in_the_store_is_sent_again_before_others_fetch_it(store, processes):
-    trained(1, 2)
-    before = store()
-    change(largest(store(), "000000002"))
-    assert [restored(one.folder) for one in processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))] == [2, 2]
-    assert store() == before
-
-
-@pytest.mark.parametrize("kind", ["checkpoints", "best"])
-def test_an_evaluation_whose_processes_would_read_different_steps_is_refused_by_all(store, processes, kind):
-    folder = trained(1)
-    save(folder, 2)
-    if kind == "best":
-        (folder / "checkpoints" / "000000002").rename(folder / "000000002")
-        (folder / "best").mkdir()
-        (folder / "000000002").rename(folder / "best" / "000000002")
-    before = store()
-    errors = processes(2, lambda: mirror.open_for_all(ADDRESS, "evaluation/", None))
-    for error in errors:
-        assert f"process 0 has checkpoints/{'000000002' if kind == 'checkpoints' else '000000001, best'}" in str(error)
-        assert "process 1 fetched checkpoints/000000001 from the store" in str(error)
-    assert store() == before
-    # A step that both have.
-    assert len(processes(2, lambda: mirror.open_for_all(ADDRESS, "evaluation/", 1).folder)) == 2
-
-
-def test_the_error_of_one_process_ends_all(store, processes):
-    trained(1)
-    mirror.staging(ADDRESS, "1").write_text("no folder")
-    errors = processes(3, lambda: mirror.open_for_all(ADDRESS, "", None))
-    assert [type(error) for error in errors] == [UserError] * 3 and len(set(map(str, errors))) == 1
-    assert str(errors[0]).startswith("process 1: ")
-
-
-def test_a_second_job_leaves_the_folders_of_the_first_alone(store, processes):
-    trained(1)
-    first = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
-    (first[1].folder / "ledger-1.jsonl").write_text("{}\n")
-    errors = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
-    assert all("in use by another training process" in str(error) for error in errors)
-    assert (first[1].folder / "ledger-1.jsonl").exists()
-    for one in first:
-        one.finish()
-    assert "ledger-1.jsonl" in store()
-    again = processes(2, lambda: mirror.open_for_all(ADDRESS, "", None))
-    assert (again[1].folder / "ledger-1.jsonl").read_text() == "{}\n"
-
-
 def test_the_manifest_of_a_step_is_sent_last_and_removed_first(tmp_path, store, monkeypatch):
     one = opened(tmp_path / "one")
     order = []
@@ -351,20 +200,6 @@ def test_a_step_without_a_manifest_does_not_exist(tmp_path, store):
     fsspec.filesystem("memory").rm_file("/bucket/run/checkpoints/000000002/manifest.json")
     opened(tmp_path / "two")
     assert restored(tmp_path / "two") == 1
-
-
-def change(name):
-    """Changes a byte of a file in the store."""
-    fs = fsspec.filesystem("memory")
-    path = f"/bucket/run/{name}"
-    data = bytearray(fs.cat_file(path))
-    data[len(data) // 2] ^= 1
-    fs.pipe_file(path, bytes(data))
-
-
-def largest(names, step):
-    inside = {name: len(data) for name, data in names.items() if f"/{step}/arrays/" in name}
-    return max(inside, key=lambda name: inside[name])
 
 
 def test_a_changed_byte_in_the_store_is_noticed_and_the_step_before_is_taken(tmp_path, store, caplog):
@@ -463,12 +298,3 @@ def test_every_address_has_a_folder_of_its_own_where_the_environment_says(monkey
     folders = {mirror.staging(address) for address in ("gs://a/run", "gs://b/run", "gs://a/run/")}
     assert len(folders) == 2 and {folder.parent for folder in folders} == {pathlib.Path("/scratch")}
     assert len({mirror.staging("gs://a/run", of) for of in ("", "1", "1-evaluation")} - folders) == 2
-
-
-def test_processes_with_different_addresses_are_refused(processes):
-    def open_workdir():
-        with launch.open_workdir(f"memory://bucket/run{jax.process_index()}", print):
-            raise AssertionError("opened")
-
-    errors = processes(2, open_workdir)
-    assert "'memory://bucket/run0' and 'memory://bucket/run1'" in str(errors[0]) and str(errors[0]) == str(errors[1])

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, optimizer, sharding
+from vlp_jax import optimizer, sharding, trees
 from vlp_jax import state as state_lib
 from vlp_jax.recipes import recipe
 from vlp_jax.types import UserError
@@ -100,7 +100,7 @@ FREEZING = {
 
 def copied(state):
     """Path -> array, none of which a step gives away."""
-    return {name: np.asarray(leaf).copy() for name, leaf in checkpoint.by_path(state).items()}
+    return {name: np.asarray(leaf).copy() for name, leaf in trees.by_path(state).items()}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlp_jax import checkpoint, sharding
+from vlp_jax import checkpoint, sharding, trees
 from vlp_jax import state as state_lib
 from vlp_jax.types import UserError
 
@@ -61,8 +61,8 @@ def two_steps(tiny_config, fake_tokenizer, random_batch):
 
 def test_after_two_steps_the_teacher_is_the_analytic_average(two_steps):
     """0.8^2 p0 + 0.2 * 0.8 p1 + 0.2 p2, the start being p0."""
-    first, second, third = (checkpoint.by_path(state.params) for state in two_steps.states)
-    for name, average in checkpoint.by_path(two_steps.states[2].ema).items():
+    first, second, third = (trees.by_path(state.params) for state in two_steps.states)
+    for name, average in trees.by_path(two_steps.states[2].ema).items():
         expected = DECAY**2 * first[name] + (1 - DECAY) * DECAY * second[name] + (1 - DECAY) * third[name]
         np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
 
@@ -75,7 +75,7 @@ def test_each_parameters_average_has_the_decay_of_the_first_rule_that_matches_it
     batch = random_batch(made.run.config)
     first, _ = made.step(made.state, batch)
     second, _ = made.step(first, batch)
-    before, moved, after = (checkpoint.by_path(x) for x in (first.ema, second.params, second.ema))
+    before, moved, after = (trees.by_path(x) for x in (first.ema, second.params, second.ema))
     kinds = set()
     for name, average in after.items():
         decay = 0.5 if name.startswith("vision/blocks/") else 0.0 if name.startswith("vision/") else DECAY
@@ -117,7 +117,7 @@ def oracle(student, taught, ids, valid):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_steps_loss_is_that_of_the_average_before_it_as_the_teacher(two_steps, number):
     state, batch = two_steps.states[number], two_steps.batches[number]
-    temperature = float(checkpoint.by_path(state.params)["temperature"])
+    temperature = float(trees.by_path(state.params)["temperature"])
     student, taught = (cosines(two_steps.run, p, batch) / temperature for p in (state.params, state.ema))
     expected = oracle(student, taught, batch.positive_id, batch.valid)
     np.testing.assert_allclose(two_steps.metrics[number]["loss"], expected, rtol=1e-4)
@@ -143,7 +143,7 @@ def test_micro_batches_have_the_same_teacher(two_steps, tiny_config, fake_tokeni
     made = start(tiny_config({**CHANGES, "accumulate_steps": 2}), fake_tokenizer)
     state, batch = two_steps.states[1], two_steps.batches[0]
     _, metrics = made.step(state, batch)
-    temperature = float(checkpoint.by_path(state.params)["temperature"])
+    temperature = float(trees.by_path(state.params)["temperature"])
     student, taught = (cosines(two_steps.run, p, batch) / temperature for p in (state.params, state.ema))
     parts = [np.ix_(range(k, 8, 2), range(k, 8, 2)) for k in range(2)]
     ids = np.arange(4)

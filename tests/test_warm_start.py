@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, inherit, sharding, state, tables, warm_start
+from vlp_jax import checkpoint, inherit, sharding, state, tables, trees, warm_start
 from vlp_jax import config as config_lib
 from vlp_jax.types import UserError
 
@@ -31,7 +31,7 @@ def saved(tmp_path, tiny_config, fake_tokenizer):
         run.params["vision"]["time"][...] = run.params["vision"]["time"][...] + step
         writer.save(step, run, {})
     writer.close()
-    return tmp_path / "run", checkpoint.by_path(run.params)
+    return tmp_path / "run", trees.by_path(run.params)
 
 
 def test_patches_numbered_in_one_row_are_refused_in_another_grid(tmp_path, tiny_config, fake_tokenizer):
@@ -43,7 +43,7 @@ def test_patches_numbered_in_one_row_are_refused_in_another_grid(tmp_path, tiny_
     writer.close()
     here = {**form, "init_from": str(tmp_path / "run")}
     new, _ = inherit.parameters(tiny_config(here), make(tiny_config(here), fake_tokenizer, 2).params)
-    np.testing.assert_array_equal(checkpoint.by_path(new)["vision/cls"], checkpoint.by_path(run.params)["vision/cls"])
+    np.testing.assert_array_equal(trees.by_path(new)["vision/cls"], trees.by_path(run.params)["vision/cls"])
     larger = tiny_config({**here, "input.image_size": 32})
     with pytest.raises(UserError, match=r"makes 4 x 4 patches .* has 3 x 3: .* set input.image_size=24"):
         inherit.parameters(larger, make(larger, fake_tokenizer, 2).params)
@@ -66,7 +66,7 @@ def test_a_curriculum_takes_every_parameter_and_interpolates_the_temporal_table(
     workdir, before = saved
     fresh = make(tiny_config(FOUR), fake_tokenizer, 7)
     params, report = warm_start.load(str(workdir), (), fresh.params)
-    after = checkpoint.by_path(params)
+    after = trees.by_path(params)
     assert jax.tree.structure(params) == jax.tree.structure(fresh.params)
     for name, value in after.items():
         if name == "vision/time":
@@ -82,7 +82,7 @@ def test_an_earlier_checkpoint_can_be_named(saved, tiny_config, fake_tokenizer):
     workdir, _ = saved
     fresh = make(tiny_config(FOUR), fake_tokenizer, 7)
     params, report = warm_start.load(str(workdir / "checkpoints" / "000000003"), (), fresh.params)
-    np.testing.assert_array_equal(checkpoint.by_path(params)["vision/time"], np.full((4, 16), 3.0))
+    np.testing.assert_array_equal(trees.by_path(params)["vision/time"], np.full((4, 16), 3.0))
     assert "step 3" in str(report)
 
 
@@ -96,7 +96,7 @@ def test_any_other_difference_is_refused_by_name_unless_the_config_lists_it(save
     with pytest.raises(UserError, match=r"video_projection/kernel is \[16, \d+\] there and \[16, 12\] here"):
         warm_start.load(str(workdir), ("decoder/.*",), fresh.params)
     params, report = warm_start.load(str(workdir), ("decoder/.*", ".*_projection/.*", "selector/.*"), fresh.params)
-    after, own = checkpoint.by_path(params), checkpoint.by_path(fresh.params)
+    after, own = trees.by_path(params), trees.by_path(fresh.params)
     np.testing.assert_array_equal(after["video_projection/kernel"], own["video_projection/kernel"])
     np.testing.assert_array_equal(after["vision/embed/kernel"], before["vision/embed/kernel"])
     assert report.why_created["video_projection/kernel"] == "is [16, 16] there and [16, 12] here"
@@ -111,7 +111,7 @@ def test_a_run_of_larger_pictures_interpolates_the_places_of_patches(
     tmp_path, tiny_config, fake_tokenizer, positions, table
 ):
     small = make(tiny_config({"model.vision.positions": positions}), fake_tokenizer, 1).params
-    value = checkpoint.by_path(small)[f"vision/{table}"]
+    value = trees.by_path(small)[f"vision/{table}"]
     noise = np.random.Generator(np.random.Philox(0)).normal(size=value.shape)
     node = small["vision"] if positions == "learned" else small["vision"]["blocks"]
     node[table.split("/")[-1]][...] = value + noise
@@ -119,7 +119,7 @@ def test_a_run_of_larger_pictures_interpolates_the_places_of_patches(
     fresh = make(tiny_config({"model.vision.positions": positions, "input.image_size": 32}), fake_tokenizer, 7)
     params, report = warm_start.load(workdir, (), fresh.params)
     name = f"vision/{table}"
-    there, here = (checkpoint.by_path(x)[name] for x in (small, params))
+    there, here = (trees.by_path(x)[name] for x in (small, params))
     np.testing.assert_allclose(here, tables.resize(name, np.asarray(there), here.shape[-2]), rtol=1e-6)
     assert f"{name}: 3 x 3 patches interpolated to 4 x 4" in str(report) and not np.allclose(here, 0)
 
@@ -170,9 +170,9 @@ def task_params(tiny_config, fake_tokenizer):
 def test_a_task_takes_its_recipe_and_its_head_from_pre_training(saved, task_params):
     workdir, before = saved
     fresh = task_params(7)
-    own = checkpoint.by_path(fresh)
+    own = trees.by_path(fresh)
     params, report = warm_start.load(str(workdir), MAY_DIFFER, fresh, origins)
-    after = checkpoint.by_path(params)
+    after = trees.by_path(params)
     assert after.keys() == own.keys()
     for name in before:
         value = np.asarray(before[name])
@@ -215,7 +215,7 @@ def test_more_text_positions_than_there_begin_anew_beyond_those(saved, tiny_conf
     workdir, before = saved
     fresh = make(tiny_config({**FOUR, "input.max_text_tokens": 9}), fake_tokenizer, 7).params
     params, report = warm_start.load(str(workdir), (), fresh)
-    after, own = checkpoint.by_path(params)["text/position"], checkpoint.by_path(fresh)["text/position"]
+    after, own = trees.by_path(params)["text/position"], trees.by_path(fresh)["text/position"]
     np.testing.assert_array_equal(after[:6], before["text/position"])
     np.testing.assert_array_equal(after[6:], own[6:])
     assert "text/position: 6 rows taken, 3 beyond them created" in str(report)
@@ -224,12 +224,12 @@ def test_more_text_positions_than_there_begin_anew_beyond_those(saved, tiny_conf
 def test_a_tasks_checkpoint_starts_another_task_and_a_retrieval_run(tmp_path, task_params, tiny_config, fake_tokenizer):
     first = task_params(3)
     workdir = save_as(tmp_path / "task", first)
-    before = checkpoint.by_path(first)
+    before = trees.by_path(first)
     # A head of another meaning is not taken, though it has the shape.
     for same_head, origin in ((True, first), (False, None)):
         fresh = task_params(7)
         params, report = warm_start.load(workdir, MAY_DIFFER, fresh, origins, same_head=same_head)
-        after = checkpoint.by_path(params)
+        after = trees.by_path(params)
         expected = (origin or fresh)["head"]["kernel"]
         np.testing.assert_array_equal(after["head/kernel"], expected)
         np.testing.assert_array_equal(after["recipe/text/embedding"], before["recipe/text/embedding"])
@@ -238,7 +238,7 @@ def test_a_tasks_checkpoint_starts_another_task_and_a_retrieval_run(tmp_path, ta
     with pytest.raises(UserError, match="head/embedding is only there"):
         warm_start.load(workdir, (), plain)
     params, report = warm_start.load(workdir, MAY_DIFFER, plain)
-    for name, value in checkpoint.by_path(params).items():
+    for name, value in trees.by_path(params).items():
         np.testing.assert_array_equal(value, before[f"recipe/{name}"], err_msg=name)
     assert {name.split("/")[0] for name in report.left_out} == {"head"}
 
@@ -253,4 +253,4 @@ def test_the_best_checkpoint_of_a_run_can_be_named(saved, tiny_config, fake_toke
     (workdir / "checkpoints").rename(workdir / "best")
     fresh = make(tiny_config(FOUR), fake_tokenizer, 7)
     params, _ = warm_start.load(str(workdir / "best"), (), fresh.params)
-    np.testing.assert_array_equal(checkpoint.by_path(params)["vision/cls"], before["vision/cls"])
+    np.testing.assert_array_equal(trees.by_path(params)["vision/cls"], before["vision/cls"])

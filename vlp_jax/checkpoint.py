@@ -41,7 +41,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vlp_jax import distributed, manifest, sharding
+from vlp_jax import distributed, manifest, sharding, trees
 from vlp_jax.types import UserError
 
 _ARRAYS = "arrays"
@@ -114,7 +114,7 @@ class Checkpointer:
         self.wait()
         if step < 0:
             raise ValueError(f"step = {step}: expected 0 or more")
-        arrays = by_path(state)
+        arrays = trees.by_path(state)
         leaves = {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
         # Through JSON and back, so that what is hashed is exactly what a reader will parse.
         body = json.loads(json.dumps({"step": step, "metadata": metadata, "leaves": leaves}))
@@ -248,11 +248,11 @@ class Checkpointer:
         folder, found = self._directory / name, body["step"]
         saved = body["leaves"]
         if part is None:
-            abstract = by_path(abstract_state)
+            abstract = trees.by_path(abstract_state)
         else:
-            abstract = by_path({part: abstract_state})
+            abstract = trees.by_path({part: abstract_state})
             saved = {name: leaf for name, leaf in saved.items() if name.startswith(f"{part}/")}
-        _check_structure(folder, saved, abstract)
+        trees.check_structure(folder, saved, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = {name: here if x.sharding is None else x.sharding for name, x in abstract.items()}
         full = {name: x for name, x in abstract.items() if x.size}
@@ -268,7 +268,7 @@ class Checkpointer:
         for name, x in abstract.items():
             if not x.size:
                 arrays[name] = jax.device_put(np.zeros(x.shape, x.dtype), places[name])
-        leaves = [arrays[name] for name in abstract]  # `by_path` keeps the order of the leaves
+        leaves = [arrays[name] for name in abstract]  # `trees.by_path` keeps the order of the leaves
         return found, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), body["metadata"]
 
     def leaves(self, step: int | None = None) -> tuple[int, dict[str, jax.ShapeDtypeStruct]]:
@@ -405,56 +405,3 @@ def _gathered(arrays: dict[str, Any]) -> dict[str, Any]:
 def _quiet_orbax(record: logging.LogRecord) -> bool:
     """Orbax logs some forty lines a save at INFO."""
     return record.levelno >= logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-# --- State as arrays by path ------------------------------------------------------------------------------------------
-
-
-def by_path(state: Any) -> dict[str, Any]:
-    """Leaf path, e.g. "opt_state/0/mu/kernel" -> leaf, in the order of the leaves."""
-    out: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        # nnx.Variable holds its array as an attribute: without it the names are those of a plain dict of arrays.
-        if path[1:] and path[-1] == jax.tree_util.GetAttrKey("value"):
-            path = path[:-1]
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
-            raise TypeError(
-                f"checkpoint leaf {name!r} is {leaf!r}: expected a jax or NumPy array; wrap it in jnp.asarray"
-            )
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise TypeError(
-                f"checkpoint leaf {name!r} is of dtype {leaf.dtype}: expected raw uint32; save jax.random.key_data(key)"
-            )
-        if name in out:
-            raise ValueError(
-                f"two checkpoint leaves have the path {name!r}: dict keys that hold '/' or differ in type only"
-            )
-        out[name] = leaf
-    return out
-
-
-def _check_structure(folder: pathlib.Path, saved: dict[str, list], abstract: dict[str, Any]) -> None:
-    """Raises UserError naming every kind of difference between the saved leaves and those asked for."""
-    asked = {name: [str(x.dtype), list(x.shape)] for name, x in abstract.items()}
-    differing = [
-        "{} is {}{} there, {}{} expected".format(name, *saved[name], *asked[name])
-        for name in sorted(saved.keys() & asked.keys())
-        if saved[name] != asked[name]
-    ]
-    complaints = {
-        "missing from the checkpoint": sorted(asked.keys() - saved.keys()),
-        "unexpected in the checkpoint": sorted(saved.keys() - asked.keys()),
-        "differing": differing,
-    }
-    if any(complaints.values()):
-        limit = 8  # enough to see the pattern; a wrong model differs in hundreds of leaves
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
-            for what, names in complaints.items()
-            if names
-        ]
-        raise UserError(
-            f"checkpoint {folder} does not fit the state of this program: {'; '.join(parts)}. "
-            "Use the config and the version of the code that wrote it"
-        )

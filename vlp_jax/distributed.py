@@ -95,7 +95,8 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns on the first process, anything JSON can hold, on every process; so is its UserError.
+    """What `make` returns on the first process, anything JSON can hold, on every process; a UserError or OSError of it
+    is a UserError of all.
 
     Only the first process looks: on a shared file system the others may not list yet what it wrote.
     """
@@ -105,7 +106,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     if is_first():
         try:
             said = {"value": make()}
-        except UserError as error:
+        except (UserError, OSError) as error:
             said = {"error": str(error)}
     said = gather(said)[0]
     if "error" in said:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from vlp_jax import checkpoint, launch, runs, sharding
 from vlp_jax import config as config_lib
+from vlp_jax import launch, runs, sharding, trees
 from vlp_jax.analysis.loading import Loaded
 from vlp_jax.exporting import stablehlo, tensors
 from vlp_jax.files import write_atomically
@@ -100,7 +100,7 @@ def text(config: Any, params: Any, family: str, out: pathlib.Path, ids: Mapping[
         with adapters.
     """
     kind = importing.TEXT[family]
-    own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
+    own = {name.removeprefix(RECIPE): x for name, x in trees.by_path(params).items()}
     if "text/embedding" not in own:
         raise UserError(f"{config.name} has no text encoder: every weight of its loss that reads text is 0")
     _check(config, "text", kind.knobs, family)
@@ -119,7 +119,7 @@ def vision(config: Any, params: Any, family: str, out: pathlib.Path) -> None:
       UserError: it computes what the family does not: tubelets, attention over time, pruning, other positions.
     """
     kind = importing.VISION[family]
-    own = {name.removeprefix(RECIPE): x for name, x in checkpoint.by_path(params).items()}
+    own = {name.removeprefix(RECIPE): x for name, x in trees.by_path(params).items()}
     if "vision/embed/kernel" not in own:
         raise UserError(f"{config.name} has no vision encoder: every weight of its loss that sees the video is 0")
     _check(config, "vision", {**_PLAIN, **kind.knobs}, family)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vlp_jax import config as config_lib
-from vlp_jax import distributed, meshes, processes
+from vlp_jax import distributed, meshes, mirrors, processes
 from vlp_jax import mirror as mirror_lib
 from vlp_jax.types import UserError
 
@@ -49,7 +49,7 @@ def open_workdir(
       step: as of `mirror.Mirror.fetch`.
 
     Raises:
-      UserError: as `mirror.open_for_all`; processes of one job with different addresses.
+      UserError: as `mirrors.open_together`; processes of one job with different addresses.
     """
     stores = distributed.gather(text if mirror_lib.is_address(text) else "")
     if len(set(stores)) > 1:
@@ -59,7 +59,7 @@ def open_workdir(
     if not mirror_lib.is_address(text):
         yield pathlib.Path(text), None
         return
-    mirror = mirror_lib.open_for_all(text, only, step)
+    mirror = mirrors.open_together(text, only, step)
     say(f"{text} is kept in {mirror.folder} and sent from there")
     mirror.start()
     try:

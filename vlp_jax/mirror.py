@@ -10,8 +10,7 @@ Object stores cannot rename a folder at once, which checkpoints rely on, so the 
   and tried again at the next commit; at the end of the run it is an error.
 - A step that is damaged in the folder is fetched again where the store has it.
 - An evaluation sends its results alone: the run may be trained elsewhere meanwhile.
-- Of several processes each has a folder of its own. The first one's is the run's, as above; what the store then has,
-  the others fetch anew at each start. They send nothing but their ledgers.
+- Of several processes each has a folder of its own (vlp_jax/mirrors.py).
 
 Both hold a file `run_id`. A folder and a store of different runs are never mixed: that is an error, too.
 """
@@ -29,9 +28,8 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 import fsspec
-import jax
 
-from vlp_jax import distributed, manifest
+from vlp_jax import manifest
 from vlp_jax import workdir as workdir_lib
 from vlp_jax.types import UserError
 
@@ -56,60 +54,6 @@ def staging(address: str, of: str = "") -> pathlib.Path:
     last = re.sub(r"\W+", "_", address.rstrip("/").rpartition("/")[2])
     digest = hashlib.blake2b(address.rstrip("/").encode(), digest_size=6).hexdigest()
     return pathlib.Path(root) / (f"{last}-{digest}" + (f"-{of}" if of else ""))
-
-
-def open_for_all(address: str, only: str, step: int | None) -> "Mirror":
-    """The mirror of this process, its folder at the same step as that of every other; all processes call it together.
-
-    Args:
-      only: as of `Mirror`, of the first process.
-      step: as of `Mirror.fetch`.
-
-    Raises:
-      UserError: on every process: as `Mirror` and `Mirror.fetch`; the first one has a step that others cannot fetch.
-    """
-    number, several = jax.process_index(), jax.process_count() > 1
-
-    def make() -> Mirror:
-        if number:
-            # An evaluation may run beside the training of the same run.
-            folder = staging(address, f"{number}-evaluation" if only else f"{number}")
-            return Mirror(address, folder, f"ledger-{number}.jsonl")
-        mirror = Mirror(address, staging(address), only)
-        mirror.fetch(step)
-        if several and not only:
-            mirror.send()  # what its folder is ahead of the store, for the others to fetch
-        return mirror
-
-    def follow() -> None:
-        if number:
-            mirror.begin_anew()
-            mirror.fetch(step)
-
-    def send_anew() -> None:
-        if not number:
-            mirror.send(anew=True)
-
-    mirror = distributed.together(make)
-    distributed.together(follow)
-    if several and not only and _differ(mirror, step):
-        # Of what the first has sent before, something is damaged in the store.
-        distributed.together(send_anew)
-        distributed.together(follow)
-    if several and (steps := _differ(mirror, step)):
-        has, fetched = steps[0], next(other for other in steps if other != steps[0])
-        raise UserError(
-            f"--workdir={address}: process 0 has {_list(has)} in {staging(address)}, process {steps.index(fetched)} "
-            f"fetched {_list(fetched)} from the store: run this once more where a training run is just sending it, or "
-            "remove that folder, to go on with what the store has"
-        )
-    return mirror
-
-
-def _differ(mirror: "Mirror", step: int | None) -> list[list[str]]:
-    """The steps of each process where they are not the same, else []."""
-    steps = distributed.gather(mirror.steps(step))
-    return steps if any(other != steps[0] for other in steps) else []
 
 
 class Mirror:
@@ -211,13 +155,12 @@ class Mirror:
         """Names of the folders of the newest intact checkpoint and of the best one, or of that of `step` alone."""
 
         def newest_first(kind):
-            steps = _steps(self._here(), kind)
-            return sorted(steps, key=lambda name: steps[name], reverse=True)
+            return sorted(_steps(self._here(), kind).items(), key=lambda item: item[1], reverse=True)
 
         if step is not None:
-            return [name for name in newest_first("checkpoints") if _steps([name], "checkpoints")[name][0] == step][:1]
+            return [name for name, (number, _) in newest_first("checkpoints") if number == step][:1]
         is_intact = lambda name: manifest.problem(self.folder / name) is None
-        return [next(filter(is_intact, newest_first(kind)), "") for kind in ("checkpoints", "best")]
+        return [next((n for n, _ in newest_first(kind) if is_intact(n)), "") for kind in ("checkpoints", "best")]
 
     def start(self) -> None:
         """Starts the thread that sends what `notify` tells of."""
@@ -409,10 +352,6 @@ class Mirror:
                 f"--workdir={self.address}: the store fails: {type(error).__name__}: {reason}; check the address and "
                 "the credentials (of gs://: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
             ) from error
-
-
-def _list(steps: list[str]) -> str:
-    return ", ".join(step.rstrip("/") for step in steps if step) or "no checkpoint"
 
 
 def _complete(names: Iterable[str], kind: str) -> dict[str, tuple[int, int]]:

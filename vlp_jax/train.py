@@ -323,7 +323,10 @@ def check_plan(metadata: dict[str, Any], workdir: pathlib.Path, total_steps: int
 
 
 def not_finite(step: int, metrics: dict[str, Any], item: pipeline.HostBatch, workdir: pathlib.Path) -> UserError:
-    """The message for a step whose loss or gradient is nan or inf; lists the batch's clips in a file."""
+    """The message for a step whose loss or gradient is nan or inf; lists the batch's clips in a file.
+
+    All processes call it together; `item` is this one's part of the batch.
+    """
     bad = [f"{name} = {total}" for name, (total, _) in metrics["terms"].items() if not math.isfinite(total)]
     what = ", ".join(bad) if bad else f"the gradient norm = {metrics['grad_norm']} (all terms are finite)"
     path = workdir / f"not_finite_{step}.json"

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlp_jax import checkpoint, distributed, sharding, tables, workdir
+from vlp_jax import checkpoint, distributed, sharding, tables, trees, workdir
 from vlp_jax.types import UserError
 
 RECIPE = "recipe/"  # what the parameters of a task's recipe begin with, and those of its head
@@ -195,7 +195,7 @@ def load(
         stored = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
         there = {name.removeprefix(RECIPE): name for name in stored}
         shapes = {short: stored[name].shape for short, name in there.items()}
-        here = checkpoint.by_path(params)
+        here = trees.by_path(params)
         taken, why_created, refused, compared = _plan(here, shapes, origins, may_differ, same_head)
         left_out = {name: shape for name, shape in shapes.items() if name not in compared}
         refused += [f"{name} is only there" for name in sorted(left_out) if not _matches(may_differ, name)]
@@ -219,7 +219,7 @@ def load(
         number, values, metadata = checkpoints.restore(_nested(wanted), number, part=part)
     finally:
         checkpoints.close()
-    values = checkpoint.by_path(values)
+    values = trees.by_path(values)
     new, given = dict(here), set()
     for name, t in taken.items():
         if t.how == "created":

@@ -7,7 +7,7 @@ import pytest
 
 from vlp_jax import analysis
 from vlp_jax.analysis import loading
-from vlp_jax.checkpoint import by_path
+from vlp_jax.trees import by_path
 from vlp_jax.types import UserError
 
 

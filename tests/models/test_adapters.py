@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, sharding, warm_start
+from vlp_jax import checkpoint, sharding, trees, warm_start
 from vlp_jax import state as state_lib
 from vlp_jax.models import blocks, layers
 from vlp_jax.recipes import recipe
@@ -19,7 +19,7 @@ KEY = jax.random.key(3)
 
 def randomised(params, pattern):
     """The parameters with those whose path holds `pattern` drawn anew."""
-    here = checkpoint.by_path(params)
+    here = trees.by_path(params)
     draw = lambda x: jnp.asarray(RNG.normal(0, 0.5, x.shape), jnp.float32)
     return jax.tree.unflatten(
         jax.tree.structure(params), [draw(x) if pattern in name else x for name, x in here.items()]
@@ -76,20 +76,20 @@ def both(tiny_config, fake_tokenizer):
             return nnx.split(recipe.build(tiny_config(changes), fake_tokenizer, nnx.Rngs(0)))
 
     plain, (graph, params) = split({}), split(ADAPTERS)
-    same = checkpoint.by_path(plain[1])
-    filled = [same.get(name, x) for name, x in checkpoint.by_path(params).items()]
+    same = trees.by_path(plain[1])
+    filled = [same.get(name, x) for name, x in trees.by_path(params).items()]
     return plain, (graph, jax.tree.unflatten(jax.tree.structure(params), filled))
 
 
 def test_adapters_stand_after_every_attention_and_mlp_of_the_chosen_towers(both, tiny_config, fake_tokenizer):
-    plain, adapted = (set(checkpoint.by_path(params)) for _, params in both)
+    plain, adapted = (set(trees.by_path(params)) for _, params in both)
     assert plain < adapted
     modules = {name.split("/")[0] + "/" + name.split("/")[2] for name in adapted - plain}
     expected = {f"{tower}/adapter_{after}" for tower in ("vision", "text") for after in ("attention", "mlp")}
     assert modules == expected | {f"fusion/adapter_{after}" for after in ("self", "cross", "mlp")}
     config = tiny_config({**ADAPTERS, "model.adapters.towers": ("text",)})
     params = sharding.abstract_model(lambda: recipe.build(config, fake_tokenizer, nnx.Rngs(0)))[1]
-    assert {name.split("/")[0] for name in checkpoint.by_path(params) if "/adapter_" in name} == {"text"}
+    assert {name.split("/")[0] for name in trees.by_path(params) if "/adapter_" in name} == {"text"}
 
 
 def test_a_model_begins_as_it_is_without_adapters_and_their_last_maps_have_gradients(both, tiny_config, random_batch):
@@ -99,7 +99,7 @@ def test_a_model_begins_as_it_is_without_adapters_and_their_last_maps_have_gradi
     expected, without = value(plain)(plain_params)
     loss, gradient = value(graph)(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    gradient, without = checkpoint.by_path(gradient), checkpoint.by_path(without)
+    gradient, without = trees.by_path(gradient), trees.by_path(without)
     for name, g in gradient.items():
         if name in without:
             np.testing.assert_allclose(g, without[name], rtol=1e-3, atol=1e-5, err_msg=name)
@@ -115,11 +115,11 @@ def test_adapters_train_alone_and_everything_else_keeps_every_bit(tiny_config, f
     run = state_lib.setup(config, fake_tokenizer, mesh, 10)
     with sharding.use_mesh(mesh):
         state = run.create()
-        before = {name: np.asarray(x).copy() for name, x in checkpoint.by_path(state.params).items()}
+        before = {name: np.asarray(x).copy() for name, x in trees.by_path(state.params).items()}
         step = state_lib.train_step(run)
         for seed in range(2):
             state, _ = step(state, jax.tree.map(jnp.asarray, random_batch(config, seed=seed)), np.asarray(True))
-    after = checkpoint.by_path(state.params)
+    after = trees.by_path(state.params)
     moved = {name for name, x in before.items() if np.asarray(after[name]).tobytes() != x.tobytes()}
     assert moved == {name for name in before if "/adapter_" in name}
 
@@ -140,7 +140,7 @@ def test_a_run_without_adapters_starts_one_with_them_only_where_the_config_says_
     with pytest.raises(UserError, match=r"has no adapters .*: config.init_may_differ=\('\.\*/adapter_\.\*',\)"):
         warm_start.load(str(tmp_path), (), new.params)
     params, report = warm_start.load(str(tmp_path), (".*/adapter_.*",), new.params)
-    there, own = checkpoint.by_path(old.params), checkpoint.by_path(new.params)
-    for name, value in checkpoint.by_path(params).items():
+    there, own = trees.by_path(old.params), trees.by_path(new.params)
+    for name, value in trees.by_path(params).items():
         np.testing.assert_array_equal(value, own[name] if "/adapter_" in name else there[name])
         assert (report.taken[name].how == "created") == ("/adapter_" in name)

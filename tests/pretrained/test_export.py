@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained.test_importing_vision import FORMS, FRESH
-from vlp_jax import checkpoint, export
+from vlp_jax import export, trees
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
 
@@ -27,8 +27,8 @@ def test_what_is_written_starts_the_same_text_encoder_again(create, tmp_path, fa
     assert there["model_type"] == {"clip": "clip_text_model"}.get(family, family) and there["vocab_size"] == 64
     other, fresh = create({**form, "model.text.init_from": str(tmp_path / "out")}, seed=1)
     after, report = importing.tower("text", other, fresh)
-    before = {name.removeprefix("recipe/"): x for name, x in checkpoint.by_path(params).items()}
-    for name, value in checkpoint.by_path(after).items():
+    before = {name.removeprefix("recipe/"): x for name, x in trees.by_path(params).items()}
+    for name, value in trees.by_path(after).items():
         if name.startswith("text/"):
             np.testing.assert_array_equal(value, before[name])
     assert not report.left_out
@@ -49,8 +49,8 @@ def test_what_is_written_starts_the_same_image_encoder_again(create, tmp_path, f
     assert there["model_type"] in (family, "clip_vision_model") and there["image_size"] == 24
     other, fresh = create({**VISION[family], "model.vision.init_from": str(tmp_path / "out")}, seed=1)
     after, report = importing.tower("vision", other, fresh)
-    before = checkpoint.by_path(params)
-    for name, value in checkpoint.by_path(after).items():
+    before = trees.by_path(params)
+    for name, value in trees.by_path(after).items():
         if name.startswith("vision/") and name not in FRESH.get(family, ()):
             moved = family == "clip" and name == "vision/space"  # which carries the bias of the patches
             extra = np.pad(np.tile(before["vision/embed/bias"], (9, 1)), ((1, 0), (0, 0))) if moved else 0

@@ -5,7 +5,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests.pretrained import made
-from vlp_jax import checkpoint
+from vlp_jax import trees
 from vlp_jax.pretrained import importing
 from vlp_jax.types import UserError
 
@@ -20,9 +20,9 @@ def create(create):
 
 def load(create, source, changes=None):
     config, params = create({"model.text.init_from": str(source), **(changes or {})})
-    before = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items()}
+    before = {name: np.asarray(x) for name, x in trees.by_path(params).items()}
     new, report = importing.tower("text", config, params)
-    return before, {name: np.asarray(x) for name, x in checkpoint.by_path(new).items()}, report
+    return before, {name: np.asarray(x) for name, x in trees.by_path(new).items()}, report
 
 
 @pytest.mark.parametrize("family", made.OF_BERTS_FORM)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint, tables, validation
+from vlp_jax import tables, trees, validation
 from vlp_jax.models import layers
 from vlp_jax.models.vision import VideoEncoder
 from vlp_jax.pretrained import importing, rules, weights
@@ -57,7 +57,7 @@ def written(create, tmp_path):
     def build(family, **changes):
         _, params = create(FORMS[family])
         rng = np.random.Generator(np.random.Philox(1))
-        ours = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items()}
+        ours = {name: np.asarray(x) for name, x in trees.by_path(params).items()}
         ours = {name: x + abs(rng.normal(size=x.shape)).astype(np.float32) for name, x in ours.items()}
         for part in ("vision", "decoder"):
             if family in ("beit", "videomae"):  # their keys have no bias
@@ -84,7 +84,7 @@ def test_each_parameter_of_the_encoder_is_taken_and_no_other(create, written, fa
     folder, ours = written(family)
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder)}, seed=5)
     new, reports = importing.towers(config, params)
-    before, after = (checkpoint.by_path(x) for x in (params, new))
+    before, after = (trees.by_path(x) for x in (params, new))
     taken = {"vit_mae": ("vision/", "decoder/"), "videomae": ("vision/", "decoder/")}.get(family, ("vision/",))
     taken += ("video_projection/", "temperature") if family == "clip" else ()
     for name, value in after.items():
@@ -102,7 +102,7 @@ def test_both_towers_start_at_once(create, written, tmp_path):
     post = {"model.text.norm": "post", "model.text.norm_epsilon": 1e-12, "model.text.init_from": str(text)}
     config, params = create({**FORMS["beit"], **post, "model.vision.init_from": str(folder)}, seed=5)
     new, reports = importing.towers(config, params)
-    after = checkpoint.by_path(new)
+    after = trees.by_path(new)
     np.testing.assert_array_equal(after["vision/cls"], ours["vision/cls"])
     np.testing.assert_array_equal(after["text/embedding"], text_ours["text/embedding"])
     assert set(reports) == {"text", "vision"}
@@ -140,7 +140,7 @@ def test_a_decoder_that_is_not_asked_for_is_left_out_and_said(create, written, f
     here = {**FORMS[family], "model.decoder.from_file": False, "model.decoder.layers": 2}
     config, params = create({**here, "model.vision.init_from": str(folder)}, seed=5)
     new, reports = importing.towers(config, params)
-    before, after = (checkpoint.by_path(x) for x in (params, new))
+    before, after = (trees.by_path(x) for x in (params, new))
     assert "mask_token" in str(list(reports["vision"].left_out))
     for name, value in after.items():
         if name.startswith("decoder/"):
@@ -163,7 +163,7 @@ def test_positions_of_another_grid_are_interpolated_and_said(create, written, fa
     folder, ours = written(family)
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder), "input.image_size": 32})
     new, reports = importing.towers(config, params)
-    after = checkpoint.by_path(new)
+    after = trees.by_path(new)
     name, way, rows = "vision/space", "bicubic", 1 + 4 * 4
     if family == "beit":
         name, way, rows = "vision/blocks/relative", "bilinear in their offsets", 7 * 7 + 3
@@ -194,7 +194,7 @@ def test_pixels_of_another_mean_are_folded_into_the_patches(create, written, fam
     (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder)})
     new, reports = importing.towers(config, params)
-    after = checkpoint.by_path(new)
+    after = trees.by_path(new)
     said = "vision/embed/bias: is made from its pixels' mean and deviation" in str(reports["vision"])
     assert said is (family == "clip")
     bias = 0 if family == "clip" else ours["vision/embed/bias"]
@@ -223,7 +223,7 @@ def test_the_pixels_that_a_model_was_trained_on_are_read_as_its_processor_makes_
     folder, ours = written("vit")
     (folder / file).write_text(json.dumps(says))
     config, params = create({**FORMS["vit"], "model.vision.init_from": str(folder)})
-    after = checkpoint.by_path(importing.towers(config, params)[0])
+    after = trees.by_path(importing.towers(config, params)[0])
     x = np.random.Generator(np.random.Philox(0)).random((5, 64, 3))
     expected = ((x - mean) / deviation).reshape(5, -1) @ ours["vision/embed/kernel"] + ours["vision/embed/bias"]
     got = (2 * x - 1).reshape(5, -1) @ after["vision/embed/kernel"] + after["vision/embed/bias"]
@@ -247,7 +247,7 @@ def test_a_decoder_of_raw_pixels_gives_the_same_pixels_in_ours(create, written, 
     with pytest.raises(UserError, match=r"set --config.model.decoder.target=pixels"):
         importing.towers(*create(changes))
     config, params = create({**changes, "model.decoder.target": "pixels"})
-    after = checkpoint.by_path(importing.towers(config, params)[0])
+    after = trees.by_path(importing.towers(config, params)[0])
     x = np.random.Generator(np.random.Philox(0)).normal(size=(5, 16))
     theirs = (x @ ours["decoder/out/kernel"] + ours["decoder/out/bias"]) * deviation + mean  # in [0, 1]
     got = x @ after["decoder/out/kernel"] + after["decoder/out/bias"]

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.parity import error, root_mean_square, saved_gradients, shake
-from vlp_jax import checkpoint, export
 from vlp_jax import config as config_lib
+from vlp_jax import export, trees
 from vlp_jax.models import attention, layers
 from vlp_jax.models.text import pooled
 from vlp_jax.pretrained import importing
@@ -152,7 +152,7 @@ def test_clip_parity_of_words_similarities_loss_and_gradients(size, tmp_path):
     assert abs(float(loss) - out.loss.item()) < 1e-5 * out.loss.item()
     out.loss.backward()
     named = saved_gradients(model, tmp_path / "gradients")
-    found = {name: np.asarray(g) for name, g in checkpoint.by_path(nnx.to_pure_dict(grads)).items()}
+    found = {name: np.asarray(g) for name, g in trees.by_path(nnx.to_pure_dict(grads)).items()}
     config = nnx.merge(graph, params).config
     worst = {}
     for kind in (importing.VISION["clip"], importing.TEXT["clip"]):

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.parity import error, saved_gradients, shake
-from vlp_jax import checkpoint, masking
 from vlp_jax import config as config_lib
+from vlp_jax import masking, trees
 from vlp_jax.models.decoder import PixelDecoder
 from vlp_jax.models.vision import VideoEncoder, normalise_pixels, patchify
 from vlp_jax.objectives import masked_vision
@@ -150,7 +150,7 @@ def test_parity_of_the_pre_training_loss_the_pixels_and_the_gradients(family, si
     out.loss.backward()
     kind = importing.VISION[family]
     named = {kind.rename(name): g for name, g in saved_gradients(model, tmp_path / "gradients").items()}
-    found = {name: np.asarray(g) for name, g in checkpoint.by_path(nnx.to_pure_dict(grads)).items()}
+    found = {name: np.asarray(g) for name, g in trees.by_path(nnx.to_pure_dict(grads)).items()}
     rules = kind.rules(config_lib.freeze(config), list(found), set(named))
     fixed = ("vision/space", "decoder/space")  # in their code
     least = 1e-3 * max(np.abs(g).max() for g in named.values())

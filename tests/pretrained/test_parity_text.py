@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, export
 from vlp_jax import config as config_lib
+from vlp_jax import export, trees
 from vlp_jax.models import attention, layers
 from vlp_jax.models.text import TextEncoder, WordHead
 from vlp_jax.pretrained import importing
@@ -137,7 +137,7 @@ def test_text_parity_of_every_layer_of_the_loss_and_of_its_gradients(family, siz
     out.loss.backward()
     loss, grads = nnx.jit(nnx.value_and_grad(lambda m: m.loss(ids, mask, labels)))(module)
     assert abs(float(loss) - out.loss.item()) / out.loss.item() < 1e-5
-    found = {name: np.asarray(g) for name, g in checkpoint.by_path(nnx.to_pure_dict(grads)).items()}
+    found = {name: np.asarray(g) for name, g in trees.by_path(nnx.to_pure_dict(grads)).items()}
     kind = importing.TEXT[family]
     named = {kind.rename(name): parameter.grad for name, parameter in model.named_parameters()}
     rules = kind.rules(module.config, list(found), set(map(kind.rename, model.state_dict())))
@@ -191,5 +191,5 @@ def test_parity_of_what_is_exported(family, tmp_path):
     again, _ = importing.tower(
         "text", config_lib.update(config, {"model.text.init_from": str(tmp_path / "out")}), params
     )
-    for name, value in checkpoint.by_path(again).items():
-        np.testing.assert_array_equal(value, checkpoint.by_path(params)[name])
+    for name, value in trees.by_path(again).items():
+        np.testing.assert_array_equal(value, trees.by_path(params)[name])

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from tests.pretrained.parity import error, root_mean_square, saved_gradients, shake
-from vlp_jax import checkpoint, export, tables
 from vlp_jax import config as config_lib
+from vlp_jax import export, tables, trees
 from vlp_jax.models.vision import VideoEncoder
 from vlp_jax.pretrained import importing
 from vlp_jax.pretrained.rules import give
@@ -173,7 +173,7 @@ def test_vision_parity_of_every_layer_and_of_the_gradients(family, size, tmp_pat
     (expected[-1] * torch.tensor(weights)).mean().backward()
     last = lambda p: (as_theirs(family, nnx.merge(graph, p).hidden(video)[-1]) * weights).mean()
     grads = jax.jit(jax.grad(last))(params)
-    found = {name: np.asarray(g) for name, g in checkpoint.by_path(nnx.to_pure_dict(grads)).items()}
+    found = {name: np.asarray(g) for name, g in trees.by_path(nnx.to_pure_dict(grads)).items()}
     kind = importing.VISION[family]
     named = {kind.rename(name): g for name, g in saved_gradients(model, tmp_path / "gradients").items()}
     rules = kind.rules(nnx.merge(graph, params).config, list(found), set(named))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from vlp_jax import checkpoint
+from vlp_jax import trees
 from vlp_jax.pretrained import importing, timm
 from vlp_jax.pretrained.rules import give
 from vlp_jax.types import UserError
@@ -24,7 +24,7 @@ def written(create, tmp_path):
     def build(family, config=None, rename=lambda name: name, **others):
         _, params = create(FORMS[family])
         rng = np.random.Generator(np.random.Philox(1))
-        ours = {name: np.asarray(x) for name, x in checkpoint.by_path(params).items() if name.startswith("vision/")}
+        ours = {name: np.asarray(x) for name, x in trees.by_path(params).items() if name.startswith("vision/")}
         ours = {name: x + rng.normal(size=x.shape).astype(np.float32) for name, x in ours.items()}
         if "beit" in family:  # its keys have no bias
             ours["vision/blocks/attention/qkv/bias"][:, 1] = 0
@@ -47,7 +47,7 @@ def written(create, tmp_path):
 def load(create, family, folder, changes=None):
     config, params = create({**FORMS[family], "model.vision.init_from": str(folder), **(changes or {})}, seed=5)
     new, report = importing.tower("vision", config, params)
-    return checkpoint.by_path(params), checkpoint.by_path(new), report
+    return trees.by_path(params), trees.by_path(new), report
 
 
 @pytest.mark.parametrize("family", list(FORMS))

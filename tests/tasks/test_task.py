@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlp_jax import checkpoint, sharding, validation
+from vlp_jax import sharding, trees, validation
 from vlp_jax import state as state_lib
 from vlp_jax.recipes import recipe
 from vlp_jax.tasks import task
@@ -82,7 +82,7 @@ def test_the_loss_trains_every_parameter_of_the_head_and_those_of_the_recipe_tha
     ((total, count),) = out.terms.values()
     assert float(count) == config.batch_size
     np.testing.assert_allclose(value, total / count, rtol=1e-6)
-    largest = {path: abs(np.asarray(leaf)).max() for path, leaf in checkpoint.by_path(gradient).items()}
+    largest = {path: abs(np.asarray(leaf)).max() for path, leaf in trees.by_path(gradient).items()}
     for path in BLIND:
         largest.pop(path, None)
     unused = {path for path in largest if re.fullmatch(UNUSED.get(name, ""), path)}
@@ -212,10 +212,10 @@ def test_every_parameter_of_a_task_may_start_from_a_pretraining_run_but_for_list
 ):
     with nnx.use_eager_sharding(False):
         pretrained = task.build(tiny_config(), fake_tokenizer, nnx.Rngs(0))
-    there = checkpoint.by_path(nnx.state(pretrained))
+    there = trees.by_path(nnx.state(pretrained))
     for name in ("decoder", "classifier", "choice", "classes"):
         config, _, params = model(name)
-        for path, leaf in checkpoint.by_path(params).items():
+        for path, leaf in trees.by_path(params).items():
             found = [origin for origin in task.origins(path) if origin in there]
             if path.startswith("head/") and name != "decoder":
                 assert task.origins(path) == ()

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jax import export
 
-from vlp_jax import checkpoint, sharding
 from vlp_jax import config as config_lib
+from vlp_jax import sharding, trees
 from vlp_jax.analysis.loading import Loaded
 from vlp_jax.exporting import tensors
 from vlp_jax.files import write_atomically
@@ -50,7 +50,7 @@ def write(loaded: Loaded, out: pathlib.Path) -> None:
     config_lib.update(config, {"model.attention_kernel": "xla", "model.remat": "none"})
     graph, abstract = sharding.abstract_model(lambda: recipe.build(config, run.tokenizer, nnx.Rngs(config.seed)))
     structure = jax.tree.structure(abstract)
-    params = {name: sharding.fetch(x) for name, x in checkpoint.by_path(run.params).items()}
+    params = {name: sharding.fetch(x) for name, x in trees.by_path(run.params).items()}
 
     def embed_video(leaves: Any, video: Any) -> jax.Array:
         return nnx.merge(graph, jax.tree.unflatten(structure, leaves)).embed_video(video)

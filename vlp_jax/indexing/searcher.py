@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlp_jax import analysis, checkpoint, sharding
+from vlp_jax import analysis, sharding, trees
 from vlp_jax import config as config_lib
 from vlp_jax.indexing import update, windows
 from vlp_jax.indexing.gallery import Gallery, Hit
@@ -94,7 +94,7 @@ class Searcher:
     def settings(self, folder: pathlib.Path) -> dict[str, Any]:
         """What an index at `folder` is of; the place of the videos is as seen from there, so that both may move."""
         digest = hashlib.blake2b(digest_size=8)
-        for name, value in sorted(checkpoint.by_path(self.loaded.run.params).items()):
+        for name, value in sorted(trees.by_path(self.loaded.run.params).items()):
             digest.update(name.encode() + np.ascontiguousarray(sharding.fetch(value)).tobytes())
         return {
             "model": self.loaded.title,

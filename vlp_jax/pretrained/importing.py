@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlp_jax import checkpoint
+from vlp_jax import trees
 from vlp_jax.pretrained import (
     beit,
     bert,
@@ -56,7 +56,7 @@ def tower(name: str, config: Any, params: Any) -> tuple[Any, Report]:
       UserError: nothing is there, it is of no family that is known, or it does not fit.
     """
     source = config.model[name].init_from
-    here = checkpoint.by_path(params)
+    here = trees.by_path(params)
     shapes = {path.removeprefix(RECIPE): leaf.shape for path, leaf in here.items()}
     if not any(path.startswith(f"{name}/") for path in shapes):
         raise UserError(
